@@ -1,0 +1,1 @@
+"""fxprune: exact pruning of convolutional networks as torch.fx passes."""

@@ -1,0 +1,268 @@
+"""From the constraints of the first reading to units, classes and groups."""
+
+from __future__ import annotations
+
+__all__ = ["Refinement", "Structure", "read", "resolve"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import fx
+
+from fxprune.labels import IntArray, Reason
+from fxprune.recorder import Freeze, Recorder, Rect, Tie, numbers
+from fxprune.rules import attention, elementwise, layers, movement, normalisation, spatial
+
+RULE_MODULES = (attention, elementwise, layers, movement, normalisation, spatial)
+"""The modules whose import fills the table of rules."""
+
+_HASHES = 0x5EED
+_REMOVABLE = "producer"
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the second reading asked for on top of the first's constraints; it only grows.
+
+    Attributes:
+        pieces: Units of one group are peers only if they stand in the same pieces of every split.
+        ties: Further ties.
+        freezes: Further freezes.
+    """
+
+    pieces: bool = False
+    ties: tuple[Tie, ...] = ()
+    freezes: tuple[Freeze, ...] = ()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Units, classes and groups.
+
+    Attributes:
+        recorder: The first reading.
+        refinement: What was added to it.
+        unit: The unit of each label; unit 0 is never removed.
+        units: How many units there are.
+        group: The group of each unit, or -1 for a unit that no ratio applies to.
+        groups: How many groups there are, in the order of their first producer.
+        kind: The class of each unit: units of one class can stand in for one another.
+        rects: Unit by block and position of every rectangular constraint that matters; shape ``(blocks, size)``.
+    """
+
+    recorder: Recorder
+    refinement: Refinement
+    unit: IntArray
+    units: int
+    group: IntArray
+    groups: int
+    kind: IntArray
+    rects: tuple[IntArray, ...]
+    members: tuple[IntArray, ...] = field(default=())
+
+    def alive(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether each label is kept, given whether each unit is."""
+        return kept[self.unit]
+
+    def escalate(self, labels: IntArray, place: str) -> Refinement:
+        """Answer a conflict: first tell pieces apart, then give up choices of single blocks, then freeze."""
+        refinement = self.refinement
+        if not refinement.pieces:
+            return replace(refinement, pieces=True)
+        units = np.unique(self.unit[labels])
+        units = units[units > 0]
+        touched = [rect for rect in self.rects if np.isin(rect, units).any()]
+        ties = tuple(
+            Tie(self._label_of(np.broadcast_to(rect[:1], rect.shape)), self._label_of(rect), "") for rect in touched
+        )
+        if ties:
+            return replace(refinement, ties=(*refinement.ties, *ties))
+        reason = Reason(f"what is left of its channels does not fit: {place}")
+        return replace(refinement, freezes=(*refinement.freezes, Freeze(labels, reason)))
+
+    def _label_of(self, units: IntArray) -> IntArray:
+        label = np.zeros(self.units, dtype=np.int64)
+        label[self.unit[::-1]] = np.arange(len(self.unit))[::-1]
+        return label[units].reshape(-1)
+
+
+def read(gm: fx.GraphModule) -> Recorder:
+    """The first reading of a traced graph."""
+    recorder = Recorder(gm)
+    recorder.run()
+    return recorder
+
+
+def _components(count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, int]:
+    """Unit of each label, with the labels tied to 0 in unit 0, numbered by their first label."""
+    rows = np.concatenate([a for a, _ in ties]) if ties else np.zeros(0, dtype=np.int64)
+    columns = np.concatenate([b for _, b in ties]) if ties else np.zeros(0, dtype=np.int64)
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(count, count))
+    units, raw = connected_components(graph, directed=False)
+    _, first = np.unique(raw, return_index=True)
+    order = np.argsort(np.argsort(first))
+    return order[raw].astype(np.int64), int(units)
+
+
+def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
+    """Solve the constraints.
+
+    Args:
+        recorder: The first reading.
+        refinement: What the second asked for.
+
+    Returns:
+        The structure.
+    """
+    ties = [(t.a, t.b) for t in (*recorder.ties, *refinement.ties)]
+    for freeze in (*recorder.freezes, *refinement.freezes):
+        ties.append((np.zeros_like(freeze.labels), freeze.labels))
+    unit, units = _components(recorder.count, ties)
+    while True:
+        more: list[tuple[IntArray, IntArray]] = []
+        for cover in recorder.covers:
+            more += _settle_cover(cover.parent, cover.child, unit)
+        rects: list[IntArray] = []
+        if not more:
+            group = _by_producer(recorder, unit, units)
+            rects, more = _settle_rects(recorder.rects, unit, group)
+        if not more:
+            break
+        ties += more
+        unit, units = _components(recorder.count, ties)
+    group, kind = _couple(recorder, unit, units, group, rects, refinement.pieces)
+    count = int(group.max()) + 1 if group.size else 0
+    order = np.argsort(group, kind="stable")
+    members = tuple(np.split(order, np.searchsorted(group[order], np.arange(count)))[1:]) if count else ()
+    return Structure(recorder, refinement, unit, units, group, count, kind, tuple(rects), members)
+
+
+def _settle_cover(
+    parent: IntArray | None, child: IntArray, unit: IntArray
+) -> list[tuple[IntArray, IntArray]]:
+    """A line of one unit goes with its parent; a parent of several units stays."""
+    lines = unit[child]
+    uniform = (lines == lines[:, :1]).all(axis=1)
+    owners = np.zeros(len(child), dtype=np.int64) if parent is None else parent
+    more = []
+    differs = uniform & (unit[owners] != lines[:, 0])
+    if differs.any():
+        more.append((owners[differs], child[differs, 0]))
+    if parent is not None:
+        held = ~uniform & (unit[parent] != 0)
+        if held.any():
+            more.append((np.zeros(int(held.sum()), dtype=np.int64), parent[held]))
+    return more
+
+
+def _by_producer(recorder: Recorder, unit: IntArray, units: int) -> IntArray:
+    """A number for each unit that is equal for units made by the same layers; -1 where nothing can be chosen."""
+    rng = np.random.default_rng(_HASHES)
+    signature = np.zeros(units, dtype=np.uint64)
+    first = np.full(units, np.iinfo(np.int64).max)
+    seen = set()
+    for position, use in enumerate(recorder.uses):
+        if use.role == _REMOVABLE and use.axis not in seen:
+            seen.add(use.axis)
+            made = np.unique(unit[numbers(use.labels)])
+            signature[made] += rng.integers(1, 2**63, dtype=np.uint64)
+            first[made] = np.minimum(first[made], position)
+    signature[0] = 0
+    found = np.flatnonzero(signature)
+    group = np.full(units, -1, dtype=np.int64)
+    _, index = np.unique(signature[found], return_inverse=True)
+    group[found] = index
+    return _renumber(group, first)
+
+
+def _renumber(group: IntArray, first: IntArray) -> IntArray:
+    """Number groups by the first producer of any of their units."""
+    count = int(group.max()) + 1 if group.size else 0
+    if count <= 0:
+        return group
+    start = np.full(count, np.iinfo(np.int64).max)
+    inside = group >= 0
+    np.minimum.at(start, group[inside], first[inside] * len(group) + np.flatnonzero(inside))
+    rank = np.argsort(np.argsort(start))
+    result = group.copy()
+    result[inside] = rank[group[inside]]
+    return result
+
+
+def _settle_rects(
+    rects: Sequence[Rect], unit: IntArray, group: IntArray
+) -> tuple[list[IntArray], list[tuple[IntArray, IntArray]]]:
+    """The constraints that are left between units, each as blocks that keep equally many; and ties where none works."""
+    settled: list[IntArray] = []
+    known: set[bytes] = set()
+    signature = np.zeros(len(group), dtype=np.uint64)
+    rng = np.random.default_rng(_HASHES)
+    more: list[tuple[IntArray, IntArray]] = []
+    for rect in rects:
+        lines = unit[rect.labels]
+        free = rect.free
+        for dim in reversed(range(lines.ndim)):
+            first = lines.take([0], axis=dim)
+            if lines.ndim > 1 and (lines == first).all():
+                lines = lines.take(0, axis=dim)
+                free = None if free is None or free == dim else free - (free > dim)
+        if lines.ndim < 2 or (group[lines] < 0).all():
+            continue
+        candidates = [free] if free is not None else list(reversed(range(lines.ndim)))
+        options = [np.moveaxis(lines, d, -1).reshape(-1, lines.shape[d]) for d in candidates]
+        blocks = min(options, key=lambda b: _refinement_count(b, signature, group))
+        key = blocks.tobytes()
+        if key in known:
+            continue
+        known.add(key)
+        fixed = (group[blocks] < 0).sum(axis=1)
+        if (fixed != fixed[0]).any():
+            loose = np.unique(rect.labels[group[unit[rect.labels]] >= 0])
+            more.append((np.zeros_like(loose), loose))
+            continue
+        settled.append(blocks)
+        for row in blocks:
+            np.add.at(signature, row, rng.integers(1, 2**63, dtype=np.uint64))
+    return settled, more
+
+
+def _refinement_count(blocks: IntArray, signature: NDArray[np.uint64], group: IntArray) -> int:
+    """Into how many classes the units of these blocks would fall."""
+    number = np.broadcast_to(np.arange(1, len(blocks) + 1, dtype=np.uint64)[:, None], blocks.shape)
+    trial = signature.copy()
+    np.add.at(trial, blocks, number * np.uint64(0x9E3779B97F4A7C15))
+    return len(np.unique(np.stack([trial[blocks].reshape(-1), group[blocks].reshape(-1).astype(np.uint64)]), axis=1).T)
+
+
+def _couple(
+    recorder: Recorder, unit: IntArray, units: int, group: IntArray, rects: Sequence[IntArray], pieces: bool
+) -> tuple[IntArray, IntArray]:
+    """Join groups that only together keep blocks equal, and find the classes within groups."""
+    rng = np.random.default_rng(_HASHES)
+    signature = np.zeros(units, dtype=np.uint64)
+    joins: list[tuple[IntArray, IntArray]] = []
+    for blocks in rects:
+        for row in blocks:
+            np.add.at(signature, row, rng.integers(1, 2**63, dtype=np.uint64))
+        found = np.unique(group[blocks])
+        uneven = []
+        for number in found[found >= 0]:
+            share = (group[blocks] == number).sum(axis=1)
+            if (share != share[0]).any():
+                uneven.append(int(number))
+        if len(uneven) > 1:
+            joins.append((np.full(len(uneven), uneven[0]), np.array(uneven)))
+    if pieces:
+        for piece in recorder.pieces:
+            signature[np.unique(unit[piece])] += rng.integers(1, 2**63, dtype=np.uint64)
+    count = int(group.max()) + 1 if group.size else 0
+    if joins:
+        joined, _ = _components(count, joins)
+        group = np.where(group >= 0, joined[group], -1)
+        group = _renumber(group, np.arange(units))
+    _, kind = np.unique(np.stack([signature, group.astype(np.uint64)]), axis=1, return_inverse=True)
+    return group, kind.reshape(-1).astype(np.int64)

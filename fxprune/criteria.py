@@ -1,0 +1,125 @@
+"""Importance criteria: one score for each unit, from the weights that read it or make it."""
+
+from __future__ import annotations
+
+__all__ = ["CRITERIA", "Criterion", "check_finite", "unit_scores"]
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.analysis import Structure
+from fxprune.dependency import ChannelGroup
+from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError, WeightError, nearest_names
+from fxprune.reading import Axis
+from fxprune.recorder import numbers
+from fxprune.selection import FloatArray
+
+Criterion: TypeAlias = str | Callable[[ChannelGroup], Tensor | Sequence[float]]
+"""The name of a criterion, or a function that gives a group's units one score each, in the order of the channels."""
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise WeightError, naming the tensor, if it holds NaN or Inf."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise WeightError(
+            f"'{name}' of shape {tuple(tensor.shape)} holds {bad} values that are NaN or Inf: no ranking of its channels "
+            f"means anything. Repair the weights, or exclude the layer"
+        )
+
+
+def squared_norms(tensor: Tensor, axis: Axis) -> FloatArray:
+    """The squared L2 norm of a weight's slice for each channel of an axis; shape ``(axis_length,)``."""
+    squares = tensor.detach().double().square()
+    if axis.groups > 1:
+        squares = squares.reshape(axis.groups, squares.shape[0] // axis.groups, squares.shape[1], -1).sum((1, 3))
+    else:
+        squares = squares.movedim(axis.dim, 0).reshape(squares.shape[axis.dim], -1).sum(1)
+    result: FloatArray = squares.reshape(-1).cpu().numpy()
+    return result
+
+
+def _norms(structure: Structure, role: str) -> tuple[FloatArray, FloatArray]:
+    """Squared norms summed over all slices of a unit, and how many slices there are."""
+    total, slices = np.zeros(structure.units), np.zeros(structure.units)
+    seen: set[Axis] = set()
+    for use in structure.recorder.uses:
+        if use.role != role or use.axis in seen:
+            continue
+        seen.add(use.axis)
+        tensor = structure.recorder.original(use.axis.tensor)
+        check_finite(use.axis.tensor, tensor)
+        units = structure.unit[numbers(use.labels)]
+        total += np.bincount(units, squared_norms(tensor, use.axis), structure.units)
+        slices += np.bincount(units, minlength=structure.units)
+    return total, slices
+
+
+def _by_reader(structure: Structure) -> FloatArray:
+    read, readers = _norms(structure, "consumer")
+    made, _ = _norms(structure, "producer")
+    return np.sqrt(np.where(readers > 0, read, made))
+
+
+def _by_maker(structure: Structure) -> FloatArray:
+    return np.sqrt(_norms(structure, "producer")[0])
+
+
+def _first(structure: Structure) -> FloatArray:
+    return -np.arange(structure.units, dtype=np.float64)
+
+
+CRITERIA: dict[str, Callable[[Structure], FloatArray]] = {
+    "first": _first,
+    "input-l2": _by_reader,
+    "output-l2": _by_maker,
+}
+"""By name. ``"first"`` keeps the first channels. ``"input-l2"`` ranks a channel by the L2 norm of the weights that read it, over all
+readers together (Lab 1 of MIT 6.5940); where no weights read it, its makers' count. ``"output-l2"`` ranks it by the
+weights that make it (after Li et al., 2017, arXiv:1608.08710)."""
+
+
+def unit_scores(
+    structure: Structure, groups: Sequence[ChannelGroup], criterion: Criterion
+) -> FloatArray:
+    """Score every unit.
+
+    Args:
+        structure: Units, classes and groups.
+        groups: The groups, those of the structure first.
+        criterion: A name or a function.
+
+    Returns:
+        Scores, shape ``(units,)``; higher stays longer.
+
+    Raises:
+        UnknownNameError: No criterion of that name.
+        ArgumentError: A function gave scores of the wrong number, or NaN.
+        WeightError: Weights that count are NaN or Inf.
+    """
+    if isinstance(criterion, str):
+        if criterion not in CRITERIA:
+            raise UnknownNameError(f"no criterion '{criterion}'; {nearest_names(criterion, CRITERIA)}")
+        return CRITERIA[criterion](structure)
+    if not callable(criterion):
+        raise ArgumentTypeError(f"criterion must be a name or a callable, not {type(criterion).__name__}")
+    scores = np.zeros(structure.units)
+    for number in range(structure.groups):
+        scores[structure.members[number]] = _checked(criterion(groups[number]), groups[number])
+    return scores
+
+
+def _checked(values: Any, group: ChannelGroup) -> FloatArray:
+    array = torch.as_tensor(values, dtype=torch.float64).detach().cpu().reshape(-1).numpy()
+    if array.shape != (group.size,):
+        raise ArgumentError(
+            f"the criterion gave {array.size} scores for the group '{group.name}' of {group.size} units; one each is needed"
+        )
+    if np.isnan(array).any():
+        raise ArgumentError(f"the criterion gave NaN for the group '{group.name}'; a ranking of NaN is meaningless")
+    return np.asarray(array, dtype=np.float64)

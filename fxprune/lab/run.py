@@ -1,0 +1,183 @@
+"""The whole lab in one call."""
+
+from __future__ import annotations
+
+__all__ = ["LabRun", "lab_figures", "make_folder", "run_lab", "save_run"]
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from fxprune.errors import ArgumentError
+from fxprune.lab import steps
+from fxprune.lab.report import summarise
+from fxprune.lab.results import LabResults, Variant
+from fxprune.lab.settings import LabSettings
+from fxprune.plotting import sensitivity_curves, trade_off, weight_histograms, width_bars
+
+
+@dataclass(frozen=True)
+class LabRun:
+    """What a run leaves: the figures as numbers and as plots.
+
+    Attributes:
+        results: The numbers.
+        plots: The plots by file name without suffix.
+    """
+
+    results: LabResults
+    plots: Mapping[str, Figure]
+
+
+def run_lab(settings: LabSettings) -> LabRun:
+    """Train or load the VGG, prune it both ways, fine-tune, measure and compare.
+
+    With the same settings on the same machine every number is the same again, but for what a clock measures.
+
+    Args:
+        settings: Of the run.
+
+    Raises:
+        ArgumentError: The data set, the checkpoint or the device is not there.
+    """
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "data"):
+        lab = steps.prepare(settings)
+    with _timed(seconds, "dense"):
+        dense = steps.dense_network(lab)
+    with _timed(seconds, "sensitivity"):
+        curves = steps.scan_sensitivity(lab, dense.network)
+    with _timed(seconds, "fine-grained"):
+        masked = steps.prune_fine_grained(lab, dense.network)
+        fine_grained = _tuned_variant(lab, masked, "fine-tuning with masks")
+    with _timed(seconds, "channels, first k"):
+        first_cut = steps.cut_channels(lab, dense.network, "first")
+        first = _tuned_variant(lab, first_cut.network, "fine-tuning, first k")
+    with _timed(seconds, "channels, sorted"):
+        ranked_cut = steps.cut_channels(lab, dense.network, "input-l2")
+        ranked = _tuned_variant(lab, ranked_cut.network, "fine-tuning, sorted")
+    with _timed(seconds, "dense costs"):
+        dense_variant = Variant(lab.test(dense.network), steps.measure_costs(lab, dense.network), dense.history)
+    results = LabResults(
+        settings=settings,
+        data_note=lab.data.note,
+        device=_describe(lab.device),
+        dense=dense_variant,
+        fine_grained=fine_grained,
+        first=first,
+        ranked=ranked,
+        sensitivity=curves,
+        widths_before=steps.channel_widths(dense.network),
+        widths_after=steps.channel_widths(ranked_cut.network),
+        errors={"first": first_cut.error, "input-l2": ranked_cut.error},
+        seconds=seconds,
+    )
+    plots = {
+        "histograms": weight_histograms(steps.layer_weights(dense.network), title="Weights of the dense network"),
+        "histograms_pruned": weight_histograms(
+            steps.layer_weights(masked), nonzero_only=True, title="Weights that fine-grained pruning leaves"
+        ),
+        **lab_figures(results),
+    }
+    return LabRun(results, plots)
+
+
+def lab_figures(results: LabResults) -> dict[str, Figure]:
+    """Return the plots that need nothing but the numbers, by file name without suffix."""
+    variants = results.variants
+    bars = {"dense": results.dense.accuracy}
+    for name, variant in variants.items():
+        if variant.tuned_accuracy is not None:
+            bars[name] = variant.accuracy
+            bars[f"{name}, fine-tuned"] = variant.tuned_accuracy
+    costs = {
+        "non-zero parameters": {name: float(v.costs.profile.nonzero_parameters) for name, v in variants.items()},
+        "MACs": {name: float(v.costs.profile.macs) for name, v in variants.items()},
+        **{
+            f"latency, batch of {size}": {name: v.costs.latencies[size].median for name, v in variants.items()}
+            for size in results.settings.latency_batches
+        },
+    }
+    scan = results.sensitivity
+    return {
+        "sensitivity": sensitivity_curves(
+            {layer: dict(zip(scan.sparsities, curve, strict=True)) for layer, curve in scan}, baseline=scan.dense
+        ),
+        "widths": width_bars(
+            results.widths_before,
+            results.widths_after,
+            title=f"Channels of each convolution, {100 * results.settings.ratio:g} % removed",
+        ),
+        "trade_off": trade_off(bars, costs),
+    }
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder for the results, unless it is there, so that a wrong path is known before the work is done.
+
+    Args:
+        out: The folder.
+
+    Raises:
+        ArgumentError: It cannot be made, or is a file.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"the folder {str(out)!r} for the results cannot be made: {error}") from error
+
+
+def save_run(run: LabRun, out: Path) -> str:
+    """Write ``results.json``, ``summary.md`` and the plots as PNG into a folder, and return the summary.
+
+    Args:
+        run: What :func:`run_lab` returned.
+        out: The folder; files of an earlier run in it are replaced.
+
+    Raises:
+        ArgumentError: The folder cannot be made or written.
+    """
+    make_folder(out)
+    titles = {
+        "histograms": "Weights of the dense network",
+        "histograms_pruned": "Weights that fine-grained pruning leaves",
+        "sensitivity": "Sensitivity",
+        "widths": "Channels",
+        "trade_off": "Accuracy and cost",
+    }
+    summary = summarise(run.results, {titles[name]: f"{name}.png" for name in run.plots})
+    try:
+        for name, figure in run.plots.items():
+            figure.savefig(out / f"{name}.png", dpi=120)
+        (out / "summary.md").write_text(summary, encoding="utf-8")
+        (out / "results.json").write_text(json.dumps(run.results.to_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(f"the results cannot be written to {str(out)!r}: {error}") from error
+    return summary
+
+
+def _tuned_variant(lab: steps.Lab, network: nn.Module, description: str) -> Variant:
+    before = lab.test(network)
+    tuned = steps.tune(lab, network, description)
+    return Variant(before, steps.measure_costs(lab, tuned.network), tuned.history, lab.test(tuned.network))
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, float32"
+    return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads, float32"
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start

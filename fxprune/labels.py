@@ -1,0 +1,197 @@
+"""The lattice: which channel an element of a value depends on, for every element, without materialising them.
+
+A value's labels are *layers*. A layer names, for every position along the dimensions in which it varies, the channel without
+which the element would not exist; along every other dimension it has size 1. An element exists if the labels of all
+layers exist. Two layers never share a dimension, and within one layer every label occurs once, so a label
+also names a position: that is what lets an order be followed through any data movement.
+"""
+
+from __future__ import annotations
+
+__all__ = ["IntArray", "Labels", "Layer", "Lookup", "Reason", "arange", "compact", "first_per_line", "spread"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why channels cannot be removed.
+
+    Attributes:
+        text: What holds them, as a sentence without its end.
+        node: Name of the graph node that holds them.
+        where: The node's module path and source line.
+    """
+
+    text: str
+    node: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        """The reason with its place."""
+        return f"{self.text} ({self.where})" if self.where else self.text
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Labels that vary along ``dims``.
+
+    Attributes:
+        tensor: int64, as many dimensions as the value, size 1 along every dimension outside ``dims``.
+        dims: The dimensions along which the labels vary in the original network; in a pruned one they may have size 1.
+    """
+
+    tensor: Tensor
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of a tensor value.
+
+    Attributes:
+        full: The value's shape in the original network.
+        layers: The layers; none where no channel of the value can be removed.
+        why: Why dimensions without a layer have a fixed size, where that is known.
+        parameter: Name of the parameter or buffer, if the value is one as it stands.
+    """
+
+    full: tuple[int, ...]
+    layers: tuple[Layer, ...] = ()
+    why: Reason | None = None
+    parameter: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The value's shape in the network that is being read."""
+        sizes = list(self.full)
+        for layer in self.layers:
+            for dim in layer.dims:
+                sizes[dim] = layer.tensor.shape[dim]
+        return tuple(sizes)
+
+    def on(self, dims: Sequence[int] | set[int]) -> list[Layer]:
+        """The layers that vary along any of ``dims``."""
+        wanted = set(dims)
+        return [layer for layer in self.layers if wanted.intersection(layer.dims)]
+
+    def off(self, dims: Sequence[int] | set[int]) -> list[Layer]:
+        """The layers that vary along none of ``dims``."""
+        wanted = set(dims)
+        return [layer for layer in self.layers if not wanted.intersection(layer.dims)]
+
+
+def spread(layer: Layer, shape: tuple[int, ...]) -> Tensor:
+    """The label of every element of a value of that shape, as a view without memory of its own."""
+    return layer.tensor.expand(shape)
+
+
+def compact(tensor: Tensor) -> Layer:
+    """Find the dimensions along which labels vary, and store them once along the others."""
+    dims = []
+    strides = tensor.stride()
+    for dim, size in enumerate(tensor.shape):
+        if size > 1 and strides[dim] == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    for dim, size in enumerate(tensor.shape):
+        if size > 1:
+            first = tensor.narrow(dim, 0, 1)
+            if tensor.narrow(dim, 1, 1).ne(first).any() or tensor.ne(first).any():
+                dims.append(dim)
+            else:
+                tensor = first
+    return Layer(tensor, tuple(dims))
+
+
+def first_per_line(layer: Layer, dim: int) -> Tensor:
+    """The labels along ``dim`` at the first position of every other dimension; shape ``(size of dim,)``."""
+    tensor = layer.tensor
+    for other in layer.dims:
+        if other != dim:
+            tensor = tensor.narrow(other, 0, 1)
+    return tensor.reshape(-1)
+
+
+@dataclass
+class Lookup:
+    """A function from tuples of labels to an integer, given by its table; vectorised in both directions of use.
+
+    Args:
+        columns: One array of labels for each member of the tuple, all of one length.
+        values: The integer for each tuple.
+    """
+
+    columns: tuple[IntArray, ...]
+    values: IntArray
+
+    @cached_property
+    def _base(self) -> int:
+        return 1 + max((int(c.max()) for c in self.columns if c.size), default=0)
+
+    @cached_property
+    def _order(self) -> IntArray:
+        return np.argsort(self._key(self.columns), kind="stable")
+
+    @cached_property
+    def _keys(self) -> IntArray:
+        return self._key(self.columns)[self._order]
+
+    def _key(self, columns: Sequence[IntArray]) -> IntArray:
+        key: IntArray = np.zeros_like(columns[0])
+        for column in columns:
+            key = key * self._base + column
+        return key
+
+    def __call__(self, *columns: Any, counting: bool = False) -> IntArray:
+        """Look tuples up; -1 for those not in the table.
+
+        Args:
+            columns: One array for each member of the tuple.
+            counting: Give the k-th occurrence of a tuple the k-th value that the table has for it, not the first.
+        """
+        flat = [np.asarray(c).reshape(-1) for c in columns]
+        key = self._key(flat)
+        start = np.searchsorted(self._keys, key, side="left")
+        stop = np.searchsorted(self._keys, key, side="right")
+        position = start + _occurrence(key) if counting else start
+        found = position < stop
+        for column in flat:
+            found &= column < self._base
+        result = np.full(key.shape, -1, dtype=np.int64)
+        result[found] = self.values[self._order[position[found]]]
+        return result
+
+    def has(self, *columns: Any) -> bool:
+        """Whether every tuple stands in the table."""
+        flat = [np.asarray(c).reshape(-1) for c in columns]
+        if any((c >= self._base).any() for c in flat):
+            return False
+        return bool(np.isin(self._key(flat), self._keys).all())
+
+
+def _occurrence(key: IntArray) -> IntArray:
+    """For every element, how many equal ones stand before it."""
+    order = np.argsort(key, kind="stable")
+    ordered = key[order]
+    starts = np.r_[0, np.flatnonzero(np.diff(ordered)) + 1] if ordered.size else np.zeros(0, dtype=np.int64)
+    rank = np.arange(ordered.size)
+    if ordered.size:
+        rank = rank - np.repeat(starts, np.diff(np.r_[starts, ordered.size]))
+    result = np.empty_like(rank)
+    result[order] = rank
+    return result
+
+
+def arange(first: int, count: int) -> Tensor:
+    """New label names."""
+    return torch.arange(first, first + count)

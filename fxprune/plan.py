@@ -1,0 +1,150 @@
+"""The plan: what every tensor keeps, and what the graph's sizes become. A value; it touches no weight."""
+
+from __future__ import annotations
+
+__all__ = ["ChannelPlan", "LayerPlan", "TensorCut", "make_plan"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from fxprune.analysis import Structure
+from fxprune.labels import IntArray
+from fxprune.reading import Axis
+from fxprune.recorder import numbers
+from fxprune.replay import Change, Replay
+
+if TYPE_CHECKING:
+    from fxprune.dependency import DependencyGraph
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer keeps.
+
+    Attributes:
+        inputs: Kept input channels in order, or None where all stay as they are.
+        outputs: Kept output channels in order, or None where all stay as they are.
+        size: Numbers of input and output channels before; 0 where the layer has none.
+    """
+
+    inputs: tuple[int, ...] | None
+    outputs: tuple[int, ...] | None
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class TensorCut:
+    """What one parameter or buffer keeps.
+
+    Attributes:
+        axes: For each dimension that changes, the axis and the kept indices in order.
+    """
+
+    axes: tuple[tuple[Axis, IntArray], ...]
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """Which channels stay, for every tensor of a network.
+
+    Attributes:
+        layers: What each layer keeps, by name.
+        tensors: What each parameter and buffer that changes keeps, by name.
+        changes: What becomes of graph nodes that name sizes, by node name.
+        attributes: What becomes of attributes of layers, by layer and attribute name.
+        inexact: Nodes that compute something else with fewer channels (a softmax or a mean over channels, say), and why.
+        gm: The traced network that the plan is for.
+        structure: The analysis that it follows from.
+        kept: Whether each unit stays.
+        place: For a permutation, the label that takes each label's place.
+    """
+
+    layers: Mapping[str, LayerPlan]
+    tensors: Mapping[str, TensorCut]
+    changes: Mapping[str, Change]
+    attributes: Mapping[tuple[str, str], Any]
+    inexact: Mapping[str, str]
+    gm: fx.GraphModule = field(repr=False)
+    structure: Structure = field(repr=False)
+    kept: NDArray[np.bool_] = field(repr=False)
+    place: IntArray | None = field(default=None, repr=False)
+
+    def apply(self, model: nn.Module) -> fx.GraphModule:
+        """Rewrite a model; the model itself stays as it is.
+
+        Args:
+            model: The model that the plan was made for, or one of the same layers and shapes with other weights.
+
+        Returns:
+            A new graph module that shares no storage with the model. Names, dtypes, devices, memory formats and
+            ``requires_grad`` are the model's.
+
+        Raises:
+            ArgumentError: The model lacks a tensor of the plan, or has it in another shape.
+            InternalError: The result is not what the plan says; a mistake in fxprune.
+        """
+        from fxprune.passes.channel_pruning import ChannelPruning
+        from fxprune.rewriting import graph_over
+
+        return ChannelPruning(self)(graph_over(self.gm, model)).graph_module
+
+    def report(self) -> str:
+        """A table with a line for every layer: its channels before and after, or why it is untouched."""
+        from fxprune.reporting import plan_table
+
+        return plan_table(self)
+
+
+def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool_], replay: Replay) -> ChannelPlan:
+    """Put down what a second reading found."""
+    recorder = structure.recorder
+    position = np.zeros(recorder.count, dtype=np.int64)
+    cuts: dict[str, list[tuple[Axis, IntArray]]] = {}
+    indices: dict[Axis, IntArray | None] = {}
+    for axis, labels in replay.axes.items():
+        old = numbers(recorder.axes[axis])
+        position[old] = np.arange(len(old))
+        index = position[numbers(labels)]
+        same = len(index) == len(old) and bool((index == np.arange(len(old))).all())
+        indices[axis] = None if same else index
+        if not same:
+            cuts.setdefault(axis.tensor, []).append((axis, index))
+    alive = structure.alive(kept)
+    inexact = {
+        record.node: record.text for record in recorder.inexacts if not alive[record.labels].all()
+    }
+    return ChannelPlan(
+        layers=_layers(structure, indices),
+        tensors={name: TensorCut(tuple(axes)) for name, axes in cuts.items()},
+        changes=dict(replay.changes),
+        attributes=dict(replay.attributes),
+        inexact=inexact,
+        gm=deps.gm,
+        structure=structure,
+        kept=kept,
+        place=replay.place,
+    )
+
+
+def _layers(structure: Structure, indices: Mapping[Axis, IntArray | None]) -> dict[str, LayerPlan]:
+    found: dict[str, dict[str, tuple[int, IntArray | None]]] = {}
+    for use in structure.recorder.uses:
+        sides = found.setdefault(use.layer, {})
+        side = "inputs" if use.role == "consumer" else "outputs"
+        if side not in sides or use.role == "producer":
+            sides[side] = (len(use.labels), indices.get(use.axis))
+    plans = {}
+    for layer, sides in found.items():
+        size_in, inputs = sides.get("inputs", (0, None))
+        size_out, outputs = sides.get("outputs", (0, None))
+        plans[layer] = LayerPlan(_listed(inputs), _listed(outputs), (size_in, size_out))
+    return plans
+
+
+def _listed(index: IntArray | None) -> tuple[int, ...] | None:
+    return None if index is None else tuple(index.tolist())

@@ -1,0 +1,209 @@
+"""Plots of what pruning does: every function returns a matplotlib figure and shows, saves and configures nothing."""
+
+from __future__ import annotations
+
+__all__ = ["sensitivity_curves", "trade_off", "weight_histograms", "width_bars"]
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+from fxprune.errors import ArgumentError
+
+_DENSE = "#b8bcc4"
+_PRUNED = "#2f6fb3"
+_ACCENT = "#c8553d"
+_COLUMNS = 3
+_MARKERS = "os^Dv<>Pp*Xh"
+
+
+def weight_histograms(
+    weights: Mapping[str, Tensor], *, bins: int = 128, nonzero_only: bool = False, title: str = "Weights"
+) -> Figure:
+    """Draw the distribution of the values of each tensor, one panel for each.
+
+    Args:
+        weights: Tensors of any shape by name.
+        bins: Bars in a panel at most; small tensors get fewer.
+        nonzero_only: Whether to leave out the zeros, whose bar would hide all others in a pruned tensor.
+        title: Of the figure.
+
+    Raises:
+        ArgumentError: ``weights`` is empty, or ``bins`` is below 1.
+    """
+    _require(weights, "weights")
+    if bins < 1:
+        raise ArgumentError(f"bins must be at least 1, not {bins}")
+    rows = math.ceil(len(weights) / _COLUMNS)
+    columns = min(_COLUMNS, len(weights))
+    figure = Figure(figsize=(3.6 * columns, 0.5 + 2.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, (name, tensor) in zip(panels, weights.items(), strict=False):
+        values = tensor.detach().float().cpu().numpy().ravel()
+        shown = values[values != 0] if nonzero_only else values
+        if shown.size:
+            panel.hist(shown, bins=min(bins, math.ceil(2 * math.sqrt(shown.size))), density=True, color=_PRUNED)
+        zeros = f", {np.mean(values == 0):.0%} zero" if nonzero_only else ""
+        panel.set_title(f"{name}\n{values.size:,} values{zeros}", fontsize=9)
+        panel.tick_params(labelsize=8)
+        _plain(panel)
+    for panel in panels:
+        panel.set_visible(False)
+    figure.suptitle(title)
+    figure.supxlabel("value of the weight", fontsize=10)
+    figure.supylabel("density", fontsize=10)
+    return figure
+
+
+def sensitivity_curves(
+    curves: Mapping[str, Mapping[float, float]],
+    *,
+    baseline: float | None = None,
+    xlabel: str = "sparsity of this layer alone",
+    title: str = "Sensitivity: one layer pruned, all others dense",
+) -> Figure:
+    """Draw accuracy against sparsity, one line for each layer, all in one panel to be compared.
+
+    Args:
+        curves: By layer, the accuracy (0 to 1) at each sparsity (0 to 1).
+        baseline: Accuracy (0 to 1) of the dense network, drawn as a dashed line.
+        xlabel: What the horizontal axis is called.
+        title: Of the figure.
+
+    Raises:
+        ArgumentError: ``curves`` is empty.
+    """
+    _require(curves, "curves")
+    figure = Figure(figsize=(8.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0, 0.92, len(curves)))
+    for i, (name, curve) in enumerate(curves.items()):
+        at = sorted(curve)
+        axes.plot(
+            at,
+            [curve[x] for x in at],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=5,
+            linewidth=1.6,
+            color=colours[i],
+            label=name,
+        )
+    if baseline is not None:
+        axes.axhline(baseline, color=_ACCENT, linestyle="--", linewidth=1.2, label="dense")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("accuracy")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+    axes.set_title(title)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    _plain(axes)
+    return figure
+
+
+def width_bars(
+    before: Mapping[str, int], after: Mapping[str, int], *, title: str = "Channels before and after pruning"
+) -> Figure:
+    """Draw the channels of each layer before and after pruning, with the share that is kept.
+
+    Args:
+        before: Channels by layer.
+        after: Channels by layer, for the same layers.
+        title: Of the figure.
+
+    Raises:
+        ArgumentError: ``before`` is empty, or the two name different layers.
+    """
+    _require(before, "before")
+    if list(before) != list(after):
+        raise ArgumentError(f"before and after must name the same layers, not {list(before)} and {list(after)}")
+    figure = Figure(figsize=(max(5.0, 1.0 + 0.9 * len(before)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    at = np.arange(len(before))
+    axes.bar(at, list(before.values()), width=0.74, color=_DENSE, label="before")
+    bars = axes.bar(at, list(after.values()), width=0.5, color=_PRUNED, label="after")
+    axes.bar_label(
+        bars,
+        [f"{kept}\n{kept / before[name]:.0%}" for name, kept in after.items()],
+        fontsize=8,
+        label_type="center",
+        color="white",
+    )
+    axes.set_xticks(at, [name.rpartition(".")[2] for name in before], rotation=30 if len(before) > 10 else 0)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("output channels")
+    axes.set_title(title)
+    axes.legend(frameon=False, loc="upper left")
+    _plain(axes)
+    return figure
+
+
+def trade_off(
+    accuracy: Mapping[str, float],
+    costs: Mapping[str, Mapping[str, float]],
+    *,
+    title: str = "What accuracy is left, and what it costs",
+) -> Figure:
+    """Draw the accuracy of several networks beside what each costs relative to the first.
+
+    Args:
+        accuracy: Accuracy (0 to 1) by network.
+        costs: By measure (such as ``"MACs"``), what each of the networks costs, in any unit. A measure may leave
+            networks out.
+        title: Of the figure.
+
+    Raises:
+        ArgumentError: ``accuracy`` or ``costs`` is empty, or a measure lacks the first network or names an unknown one.
+    """
+    _require(accuracy, "accuracy")
+    _require(costs, "costs")
+    names = list(accuracy)
+    for measure, by_name in costs.items():
+        if not set(by_name) <= set(names) or not by_name.get(names[0]):
+            raise ArgumentError(
+                f"{measure!r} must have a cost above 0 for {names[0]!r}, which the others are compared with, and name "
+                f"no networks but {names}; it has {dict(by_name)}"
+            )
+    figure = Figure(figsize=(12.5, 1.6 + 0.55 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.3))
+    at = np.arange(len(names))
+    bars = left.barh(at, list(accuracy.values()), color=[_DENSE, *[_PRUNED] * (len(names) - 1)], height=0.66)
+    left.bar_label(bars, [f"{100 * value:.2f} %" for value in accuracy.values()], padding=3, fontsize=9)
+    left.set_yticks(at, names)
+    left.set_xlim(0, 1.18)
+    left.set_xticks(np.linspace(0, 1, 6))
+    left.xaxis.set_major_formatter(PercentFormatter(1))
+    left.set_xlabel("accuracy")
+    left.invert_yaxis()
+    height = 0.8 / len(costs)
+    colours = colormaps["viridis"](np.linspace(0.15, 0.85, len(costs)))
+    for i, (measure, by_name) in enumerate(costs.items()):
+        rows = [row for row, name in enumerate(names) if name in by_name]
+        shares = [by_name[names[row]] / by_name[names[0]] for row in rows]
+        bars = right.barh(
+            [row - 0.4 + (i + 0.5) * height for row in rows], shares, height=height, color=colours[i], label=measure
+        )
+        right.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, fontsize=7)
+    right.set_xlabel(f"cost relative to {names[0]}")
+    right.xaxis.set_major_formatter(PercentFormatter(1))
+    right.margins(x=0.1)
+    figure.suptitle(title)
+    figure.legend(loc="outside lower right", ncols=len(costs), frameon=False, fontsize=9)
+    _plain(left)
+    _plain(right)
+    return figure
+
+
+def _require(mapping: Mapping[str, object], name: str) -> None:
+    if not mapping:
+        raise ArgumentError(f"{name} is empty: there is nothing to draw")
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

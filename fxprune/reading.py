@@ -1,0 +1,360 @@
+"""Reading a graph: abstract interpretation of every node on labels, by one table of rules.
+
+There are two readings of the same rules. The first (:class:`fxprune.recorder.Recorder`) gives channels their names, and
+writes down what must live or die together. The second (:class:`fxprune.replay.Replay`) starts from the channels
+that a plan keeps and checks, at every step that the first wrote down, that the smaller network says the same.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Axis", "Call", "Declined", "Reading", "Use", "axis_length", "fold", "labels_in"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+from fxprune.capture import source_of, value_of
+from fxprune.errors import InternalError
+from fxprune.labels import Labels, Layer, Reason
+from fxprune.rules.table import RULES, Rule
+from fxprune.shapes import MetaRunner
+
+
+class Declined(Exception):
+    """Raised by a rule that does not cover a call: the node is then opaque, for the reason given."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension of a parameter or buffer that channels index.
+
+    Attributes:
+        tensor: Qualified name of the tensor.
+        dim: The dimension.
+        groups: More than 1 for the input dimension of a grouped convolution's weight, whose every block of output rows
+            reads channels of its own; the axis then has ``groups * size`` entries.
+    """
+
+    tensor: str
+    dim: int
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Use:
+    """One layer's relation to channels.
+
+    Attributes:
+        role: ``"producer"``, ``"follower"`` or ``"consumer"``.
+        layer: Qualified name of the layer.
+        axis: The tensor dimension that is indexed.
+        labels: The labels along it, shape ``(channels,)``.
+        node: Name of the graph node.
+    """
+
+    role: str
+    layer: str
+    axis: Axis
+    labels: Tensor
+    node: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A way to write the current node's call.
+
+    Attributes:
+        args, kwargs: The arguments after the tensor.
+        op, target: Another operator, where the node's own cannot say it.
+        function: How that one runs on a tensor.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    op: str | None = None
+    target: Any = None
+    function: Callable[..., Any] | None = None
+
+
+def axis_length(tensor: Tensor, axis: Axis) -> int:
+    """How many channels an axis indexes."""
+    return int(tensor.shape[axis.dim]) * axis.groups
+
+
+def labels_in(value: Any) -> list[Labels]:
+    """All labels in a nested value."""
+    found: list[Labels] = []
+    tree_map(lambda v: found.append(v) if isinstance(v, Labels) else None, value, is_leaf=_is_labels)
+    return found
+
+
+def _is_labels(value: Any) -> bool:
+    return isinstance(value, Labels)
+
+
+def fold(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to every leaf of a nested value."""
+    return tree_map(function, value, is_leaf=_is_labels)
+
+
+class Reading(ABC):
+    """One pass over the nodes; the abstract methods are what the rules may ask for.
+
+    Args:
+        gm: A traced graph module.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.values: dict[fx.Node, Any] = {}
+        self.node: fx.Node = next(iter(gm.graph.nodes))
+        self._runner = MetaRunner(torch.device("cpu"))
+        self._modules = dict(gm.named_modules(remove_duplicate=False))
+
+    # The pass ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Read every node in order.
+
+        Raises:
+            InternalError: A rule failed; the message names the node.
+        """
+        for node in self.gm.graph.nodes:
+            self.node = node
+            try:
+                self.values[node] = self._read(node)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise InternalError(
+                    f"the rule for {node.op} {getattr(node.target, '__name__', node.target)} failed at "
+                    f"{source_of(node)}: {type(error).__name__}: {error}"
+                ) from error
+
+    def _read(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.unlabelled(node.meta["val"], Reason("the network's input has a fixed number of channels", node.name))
+        if node.op == "get_attr":
+            return self.parameter(str(node.target))
+        args = self.arguments(node.args)
+        kwargs = self.arguments(node.kwargs)
+        if node.op == "output":
+            for labels in labels_in(args):
+                self.freeze_all(labels, "it is an output of the network")
+            return args
+        if node.op == "call_module":
+            module = self._modules[str(node.target)]
+            rule = None if "opaque" in node.meta else self._module_rule(module)
+            args = (module, *args)
+        else:
+            rule = RULES.get(node.target)
+        if rule is None:
+            return self.without_labels(args, kwargs)
+        try:
+            args, kwargs = self.numbers(rule, args, kwargs)
+            return rule.function(self, *args, **kwargs)
+        except Declined as declined:
+            return self.opaque(str(declined), args, kwargs)
+
+    @staticmethod
+    def _module_rule(module: nn.Module) -> Rule | None:
+        """The rule of a layer's class, or of the nearest base whose forward it keeps; never of a parametrized layer."""
+        kind = type(module)
+        if nn.utils.parametrize.is_parametrized(module) or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        for base in kind.__mro__:
+            rule = RULES.get(base)
+            if rule is not None:
+                keeps = all(getattr(kind, n, None) is getattr(base, n, None) for n in ("forward", "_conv_forward"))
+                return rule if keeps else None
+        return None
+
+    def without_labels(self, args: Any, kwargs: Any) -> Any:
+        """The answer for a call that has no rule or no labelled argument: a number, a new tensor, or an opaque operator."""
+        node = self.node
+        if not labels_in((args, kwargs)):
+            if not any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
+                return self._number(node, args, kwargs)
+            args, kwargs = self.numbers(None, args, kwargs)
+            return self.unlabelled(node.meta["val"], self.reason("its size is set by the model's code"))
+        if not any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
+            return self._number(node, args, kwargs)
+        args, kwargs = self.numbers(None, args, kwargs)
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.op == "call_module":
+            module = self._modules[str(node.target)]
+            name = f"{node.target} ({type(module).__name__})"
+            if "opaque" in node.meta:
+                return self.opaque(f"{name} could not be traced: {node.meta['opaque']}", args, kwargs)
+            if nn.utils.parametrize.is_parametrized(module):
+                return self.opaque(f"{name} is parametrized", args, kwargs)
+        return self.opaque(f"operator {name} has no rule", args, kwargs)
+
+    def _number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """A Python number, shape or flag: run the call itself on tensors of the shapes being read."""
+        args, kwargs = fold(_stand_in, args), fold(_stand_in, kwargs)
+        if node.op == "call_method":
+            return self._runner.method(str(node.target), args, kwargs)
+        if node.op == "call_module":
+            return args[0](*args[1:], **kwargs)
+        if node.target is getattr:
+            return self._runner.get(*args) if args[1] not in ("device", "dtype", "is_cuda") else node.meta["val"]
+        return self._runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
+
+    def arguments(self, value: Any) -> Any:
+        """Arguments of a node, with nodes replaced by what was read of them."""
+        return fx.node.map_arg(value, lambda n: self.values[n])
+
+    # Shared by both readings ------------------------------------------------------------------------------------------
+
+    def reason(self, text: str) -> Reason:
+        """A reason at the current node."""
+        return Reason(text, self.node.name, source_of(self.node))
+
+    def unlabelled(self, value: Any, why: Reason | None) -> Any:
+        """Labels without layers for a traced value; numbers stay numbers."""
+        return fold(lambda v: Labels(tuple(v.shape), (), why) if isinstance(v, Tensor) else v, value)
+
+    def opaque(self, text: str, args: Any, kwargs: Any) -> Any:
+        """The answer for what has no rule: everything that goes in is frozen, what comes out has no labels."""
+        for labels in labels_in((args, kwargs)):
+            self.freeze_all(labels, text)
+        return self.unlabelled(self.node.meta["val"], self.reason(text))
+
+    def freeze_all(self, labels: Labels, text: str) -> None:
+        """Freeze every layer of a value."""
+        for layer in labels.layers:
+            self.freeze(layer.tensor, text)
+
+    def output_shape(self) -> tuple[int, ...]:
+        """The current node's shape in the original network."""
+        return tuple(self.node.meta["val"].shape)
+
+    def original(self, name: str) -> Tensor:
+        """A parameter or buffer of the module that is being read."""
+        owner, _, attribute = name.rpartition(".")
+        tensor: Tensor = getattr(self._modules[owner], attribute)
+        return tensor
+
+    def tensor_name(self, module: nn.Module, attribute: str) -> str | None:
+        """Qualified name of a layer's tensor, or None if the layer has none of that name."""
+        if getattr(module, attribute, None) is None:
+            return None
+        return self.canonical(f"{self.node.target}.{attribute}")
+
+    def separate(self, layers: list[Layer]) -> tuple[Layer, ...]:
+        """Layers that came to vary along one dimension become one."""
+        result: list[Layer] = []
+        for layer in layers:
+            shared = [other for other in result if set(other.dims) & set(layer.dims)]
+            if shared:
+                result = [other for other in result if other not in shared]
+                layer = self.product([*shared, layer])
+            result.append(layer)
+        return tuple(result)
+
+    @abstractmethod
+    def canonical(self, name: str) -> str:
+        """The one name of a tensor that may be reachable by several."""
+
+    # What the rules ask for -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Numbers that a call calculates with keep the values that they had in the original network."""
+
+    @abstractmethod
+    def parameter(self, name: str) -> Labels:
+        """Labels of a parameter or buffer that is used as a value: one layer for each dimension."""
+
+    @abstractmethod
+    def fixed(self, count: int, text: str) -> Tensor:
+        """Names for channels that stay; shape ``(count,)``."""
+
+    @abstractmethod
+    def produce(self, axis: Axis, layer: str) -> Tensor:
+        """Names of the channels that a layer makes; shape ``(axis_length,)``."""
+
+    @abstractmethod
+    def consume(self, axis: Axis, layer: str, labels: Tensor, role: str) -> None:
+        """A layer's tensor is indexed by these channels, in this order."""
+
+    @abstractmethod
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Channels at equal positions of two equally shaped tensors live or die together."""
+
+    @abstractmethod
+    def freeze(self, labels: Tensor, text: str) -> None:
+        """These channels are never removed."""
+
+    @abstractmethod
+    def pin(self, layer: Layer, dims: Sequence[int], text: str) -> None:
+        """The positions along ``dims`` of a layer all stay, though not every channel at them need."""
+
+    @abstractmethod
+    def outer(self, layer: Layer, dims: Sequence[int]) -> Layer | None:
+        """The layer without ``dims``: a position of it exists if any along ``dims`` does."""
+
+    @abstractmethod
+    def cover(self, parent: Layer, child: Layer, dims: Sequence[int]) -> None:
+        """``parent`` stands for all positions of ``child`` along ``dims``: it exists if any of them does."""
+
+    @abstractmethod
+    def product(self, layers: Sequence[Layer]) -> Layer:
+        """One layer that varies wherever any of these does: a position of it exists if it does in all of them."""
+
+    @abstractmethod
+    def blocks(self, labels: Tensor) -> None:
+        """Every row of ``labels``, shape ``(blocks, size)``, keeps the same number of channels."""
+
+    @abstractmethod
+    def move(
+        self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any
+    ) -> Any:
+        """What an operator that only moves elements does to labels: run it on them."""
+
+    @abstractmethod
+    def join(self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]) -> Layer:
+        """Run an operator that puts several tensors into one on their layers, each spread to its shape."""
+
+    @abstractmethod
+    def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
+        """The current node sums over the channels of ``layers`` in its argument ``position``."""
+
+    @abstractmethod
+    def inexact(self, layers: Sequence[Layer], text: str) -> None:
+        """Removing any of these channels changes what the current node computes."""
+
+    @property
+    def first(self) -> int | str:
+        """Where the current node's first argument stands."""
+        return 0 if self.node.args else next(iter(self.node.kwargs))
+
+    @abstractmethod
+    def filler(self, count: int) -> Tensor:
+        """Names for channels that an operator adds and that hold no information; shape ``(count,)``."""
+
+    @abstractmethod
+    def argument(self, position: int | None, name: str, new: Any, old: Any) -> None:
+        """The current call's argument has to be ``new`` where it was ``old``."""
+
+    @abstractmethod
+    def attribute_value(self, name: str, value: Any) -> None:
+        """The called layer's attribute ``name`` has to be ``value``."""
+
+    @abstractmethod
+    def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
+        """The called layer's attribute ``name`` says how many channels ``labels`` are."""
+
+
+def _leaves(value: Any) -> list[Any]:
+    found: list[Any] = []
+    tree_map(found.append, value)
+    return found
+
+
+def _stand_in(value: Any) -> Any:
+    return torch.empty(value.shape, device="meta") if isinstance(value, Labels) else value

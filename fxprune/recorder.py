@@ -1,0 +1,352 @@
+"""The first reading: channels get their names, and what must live or die together is written down."""
+
+from __future__ import annotations
+
+__all__ = ["Cover", "Freeze", "Inexact", "Read", "Recorder", "Rect", "Tie"]
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, arange, compact, spread
+from fxprune.reading import Axis, Reading, Use, axis_length, fold
+from fxprune.rules.table import Rule
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Labels at equal positions live or die together."""
+
+    a: IntArray
+    b: IntArray
+    node: str
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Labels that are never removed."""
+
+    labels: IntArray
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Cover:
+    """``parent[i]`` exists if any of ``child[i, :]`` does; without a parent the position itself always stays."""
+
+    parent: IntArray | None
+    child: IntArray
+    node: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Rect:
+    """Labels whose survivors must form a rectangular tensor.
+
+    Attributes:
+        labels: One array dimension for each dimension along which they vary.
+        free: The dimension along which every line may choose its own, if only one will do.
+        node: The graph node.
+    """
+
+    labels: IntArray
+    free: int | None
+    node: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """A sum over channels: where the proof zeroes what was removed."""
+
+    node: str
+    position: int | str
+    full: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Inexact:
+    """A computation that removing any of these labels changes."""
+
+    node: str
+    labels: IntArray
+    text: str
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What became of one layer that was moved.
+
+    Attributes:
+        full: The shape of the value.
+        origin: The labels before they were renamed, compact.
+        layer: The layer as it goes on, or None where it holds a single channel, which is frozen.
+        renamed: New names for labels that occurred more than once.
+    """
+
+    full: tuple[int, ...]
+    origin: Layer
+    layer: Layer | None
+    renamed: Lookup | None
+
+
+def numbers(tensor: Tensor) -> IntArray:
+    """A label tensor as a flat array."""
+    result: IntArray = tensor.reshape(-1).numpy()
+    return result
+
+
+class Recorder(Reading):
+    """Names channels and records constraints; decides nothing.
+
+    Attributes:
+        count: Labels in use; 0 is the label of everything that stays.
+        ties, freezes, covers, rects, pieces: The constraints.
+        reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
+        axes: The labels along every indexed dimension of a parameter or buffer.
+        log: For every node, what each step of its rule gave, in order: the second reading checks against it.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.count = 1
+        self.ties: list[Tie] = []
+        self.freezes: list[Freeze] = []
+        self.covers: list[Cover] = []
+        self.rects: list[Rect] = []
+        self.pieces: list[IntArray] = []
+        self.reads_: list[Read] = []
+        self.inexacts: list[Inexact] = []
+        self.uses: list[Use] = []
+        self.axes: dict[Axis, Tensor] = {}
+        self.log: dict[str, list[Any]] = defaultdict(list)
+        self._canonical: dict[int, str] = {}
+
+    def _note(self, record: Any) -> None:
+        self.log[self.node.name].append(record)
+
+    def canonical(self, name: str) -> str:
+        """Shared parameters have one name: that under which they are met first."""
+        return self._canonical.setdefault(id(self.original(name)), name)
+
+    def canonical_of(self, name: str) -> str:
+        """The canonical name of a tensor of the recorded module."""
+        return self.canonical(name)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor in the recorded module."""
+        return tuple(self.original(name).shape)
+
+    def aliases(self, gm: fx.GraphModule) -> dict[str, tuple[str, Tensor]]:
+        """Every name of every tensor of a module with the recorded layers, with its canonical name and the tensor."""
+        found = {}
+        for name, tensor in [
+            *gm.named_parameters(remove_duplicate=False),
+            *gm.named_buffers(remove_duplicate=False),
+        ]:
+            found[name] = (self._canonical.get(id(self.original(name)), name), tensor)
+        return found
+
+    def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Nothing has changed yet."""
+        return args, kwargs
+
+    def fresh(self, count: int) -> Tensor:
+        """New names."""
+        labels = arange(self.count, count)
+        self.count += count
+        return labels
+
+    def fixed(self, count: int, text: str) -> Tensor:
+        """Names for channels that stay."""
+        labels = self.fresh(count)
+        self._note(labels)
+        self.freeze(labels, text)
+        return labels
+
+    def parameter(self, name: str) -> Labels:
+        """One layer for each dimension of more than one element."""
+        name = self.canonical(name)
+        tensor = self.original(name)
+        layers = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                axis = Axis(name, dim)
+                if axis not in self.axes:
+                    self.axes[axis] = self.fresh(size)
+                shape = [1] * tensor.dim()
+                shape[dim] = size
+                layers.append(Layer(self.axes[axis].reshape(shape), (dim,)))
+        return Labels(tuple(tensor.shape), tuple(layers), None, name)
+
+    def produce(self, axis: Axis, layer: str) -> Tensor:
+        """Fresh names, or those of an earlier call of the same layer."""
+        labels = self.axes.get(axis)
+        if labels is None:
+            labels = self.axes[axis] = self.fresh(axis_length(self.original(axis.tensor), axis))
+            if len(labels) == 1:
+                self.freeze(labels, "it is the only channel")
+        self._use("producer", layer, axis, labels)
+        return labels
+
+    def consume(self, axis: Axis, layer: str, labels: Tensor, role: str) -> None:
+        """The tensor's channels are those of the activation; a tensor that is used twice ties its users."""
+        known = self.axes.setdefault(axis, labels)
+        again = known is not labels
+        self._note(again)
+        if again:
+            self.tie(known, labels)
+        self._use(role, layer, axis, labels)
+
+    def _use(self, role: str, layer: str, axis: Axis, labels: Tensor) -> None:
+        self.uses.append(Use(role, layer, axis, labels, self.node.name))
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Record the ties."""
+        left, right = (numbers(t) for t in torch.broadcast_tensors(a, b))
+        self._note(Lookup((left, right), left))
+        if not np.array_equal(left, right):
+            self.ties.append(Tie(left, right, self.node.name))
+
+    def freeze(self, labels: Tensor, text: str) -> None:
+        """Record the freeze."""
+        self.freezes.append(Freeze(numbers(labels), self.reason(text)))
+
+    def pin(self, layer: Layer, dims: Sequence[int], text: str) -> None:
+        """Record that positions stay."""
+        self._note(tuple(layer.tensor.shape[d] for d in dims))
+        if set(dims) >= set(layer.dims):
+            self.freeze(layer.tensor, text)
+        elif set(dims) & set(layer.dims):
+            others = [d for d in layer.dims if d not in dims]
+            self.covers.append(Cover(None, _lines(layer.tensor, others), self.node.name, text))
+
+    def cover(self, parent: Layer, child: Layer, dims: Sequence[int]) -> None:
+        """Record that a position exists if any of those that it stands for does."""
+        lines = _lines(child.tensor, dims)
+        shape = [1 if d in dims else s for d, s in enumerate(child.tensor.shape)]
+        owners = numbers(parent.tensor.expand(shape))
+        self._note(Lookup((np.repeat(owners, lines.shape[1]), lines.reshape(-1)), lines.reshape(-1)))
+        self.covers.append(Cover(owners, lines, self.node.name, "it is shared by channels that do not go together"))
+
+    def outer(self, layer: Layer, dims: Sequence[int]) -> Layer | None:
+        """New names for what is left when ``dims`` are summed over."""
+        dims = [d for d in dims if d in layer.dims]
+        left = tuple(d for d in layer.dims if d not in dims)
+        if not left:
+            return None
+        lines = _lines(layer.tensor, dims)
+        shape = [1 if d in dims else s for d, s in enumerate(layer.tensor.shape)]
+        labels = self.fresh(lines.shape[0])
+        self._note(Lookup((lines.reshape(-1),), np.repeat(numbers(labels), lines.shape[1])))
+        self.covers.append(
+            Cover(numbers(labels), lines, self.node.name, "it is shared by channels that do not go together")
+        )
+        return Layer(labels.reshape(shape), left)
+
+    def product(self, layers: Sequence[Layer]) -> Layer:
+        """New names for the positions of several layers together."""
+        tensors = torch.broadcast_tensors(*(layer.tensor for layer in layers))
+        labels = self.fresh(tensors[0].numel())
+        self._note(Lookup(tuple(numbers(t) for t in tensors), numbers(labels)))
+        tensor = labels.reshape(tensors[0].shape)
+        joint = Layer(tensor, tuple(sorted({d for layer in layers for d in layer.dims})))
+        for layer in layers:
+            extra = [d for d in joint.dims if d not in layer.dims]
+            self.cover(layer, joint, extra) if extra else self.tie(layer.tensor, tensor)
+        return joint
+
+    def blocks(self, labels: Tensor) -> None:
+        """Record equal counts."""
+        self._note(labels.numpy())
+        self.rects.append(Rect(labels.numpy(), 1, self.node.name))
+
+    def move(
+        self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any
+    ) -> Any:
+        """Run the operator on every layer, and see what became of them."""
+        moved = [function(spread(layer, value.shape), *args, **kwargs) for layer in value.layers]
+        single = isinstance(self.node.meta["val"], Tensor)
+
+        def settle(out: Any, *layers: Tensor) -> Any:
+            full = tuple(out.shape)
+            kept = [kept for layer in layers if (kept := self._settle(layer, full, len(value.full))) is not None]
+            return Labels(full, self.separate(kept), value.why)
+
+        outs = self.node.meta["val"]
+        if single:
+            return settle(outs, *moved)
+        if not isinstance(outs, tuple | list):
+            return fold(lambda v: v, outs)
+        pieces = [settle(out, *(m[i] for m in moved)) for i, out in enumerate(outs)]
+        return type(outs)(pieces) if type(outs) in (tuple, list) else tuple(pieces)
+
+    def join(self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]) -> Layer:
+        """Run the operator on one layer of each part."""
+        tensor = function([spread(layer, shape) for layer, shape in parts])
+        layer = self._settle(tensor, tuple(tensor.shape), 0)
+        return layer if layer is not None else Layer(tensor, ())
+
+    def _settle(self, tensor: Tensor, full: tuple[int, ...], before: int) -> Layer | None:
+        """Compact what an operator made of a layer, and keep one name for each position."""
+        origin = compact(tensor)
+        labels = numbers(origin.tensor)
+        if not origin.dims:
+            self._note(Moved(full, origin, None, None))
+            self.freeze(origin.tensor, "it is the only channel that is left of a selection")
+            return None
+        layer, renamed = origin, None
+        if np.unique(labels).size != labels.size:
+            names = self.fresh(labels.size)
+            renamed = Lookup((labels,), numbers(names))
+            self.ties.append(Tie(labels, numbers(names), self.node.name))
+            layer = Layer(names.reshape(origin.tensor.shape), origin.dims)
+        self._note(Moved(full, origin, layer, renamed))
+        if len(layer.dims) > 1:
+            shape = [layer.tensor.shape[d] for d in layer.dims]
+            self.rects.append(Rect(layer.tensor.reshape(shape).numpy(), None, self.node.name))
+        else:
+            self.pieces.append(numbers(layer.tensor))
+        return layer
+
+    def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
+        """Record a sum over channels."""
+        if layers:
+            self.reads_.append(Read(self.node.name, position, labels.full, tuple(layers)))
+
+    def inexact(self, layers: Sequence[Layer], text: str) -> None:
+        """Record a computation that depends on the number of channels."""
+        for layer in layers:
+            self.inexacts.append(Inexact(self.node.name, numbers(layer.tensor), text))
+
+    def filler(self, count: int) -> Tensor:
+        """Names that nothing holds."""
+        labels = self.fresh(count)
+        self._note(labels)
+        return labels
+
+    def argument(self, position: int | None, name: str, new: Any, old: Any) -> None:
+        """Arguments are right as they are."""
+
+    def attribute_value(self, name: str, value: Any) -> None:
+        """Attributes are right as they are."""
+
+    def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
+        """Attributes are right as they are."""
+
+
+def _lines(tensor: Tensor, dims: Sequence[int]) -> IntArray:
+    """Labels as an array of one row for each position outside ``dims``."""
+    rest = [d for d in range(tensor.dim()) if d not in dims]
+    moved = tensor.permute(*rest, *dims)
+    size = 1
+    for d in dims:
+        size *= tensor.shape[d]
+    result: IntArray = moved.reshape(-1, size).numpy()
+    return result

@@ -1,0 +1,467 @@
+"""The second reading: the network that a plan describes, read by the same rules from the channels that it keeps.
+
+It finds what the plan leaves open: the true order in which every tensor must be gathered, and what each size that the
+author wrote down becomes. And it checks every step: what is moved, meets or is summed must be, position by position, what the first reading saw there.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Change", "Conflict", "Replay"]
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from fxprune.capture import source_of
+from fxprune.errors import InternalError
+from fxprune.labels import IntArray, Labels, Layer, Lookup, spread
+from fxprune.reading import Axis, Call, Reading, axis_length, fold
+from fxprune.recorder import Moved, Recorder, _lines, numbers
+from fxprune.rules.table import Rule
+
+
+class Conflict(Exception):
+    """The plan cannot be carried out at a node.
+
+    Attributes:
+        labels: The labels that do not line up there.
+        place: The node and what is wrong.
+    """
+
+    def __init__(self, labels: IntArray, place: str) -> None:
+        super().__init__(place)
+        self.labels = labels
+        self.place = place
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a node's call becomes.
+
+    Attributes:
+        op, target, args, kwargs: As in ``torch.fx.Node``.
+    """
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Replay(Reading):
+    """Reads a graph from kept channels.
+
+    Args:
+        gm: The graph that was recorded, or a rewritten one with the same node names.
+        recorder: The first reading.
+        alive: Whether each label is kept.
+        place: For a permutation, the label that takes each label's place.
+        settled: The graph is rewritten already: anything that would have to change is a mistake.
+
+    Attributes:
+        axes: What every indexed dimension keeps, in order, as labels.
+        changes: What becomes of nodes that name sizes.
+        attributes: What becomes of attributes of layers, by layer and name.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        recorder: Recorder,
+        alive: NDArray[np.bool_],
+        place: IntArray | None = None,
+        settled: bool = False,
+    ) -> None:
+        super().__init__(gm)
+        self.recorder = recorder
+        self.alive = alive
+        self.place = place
+        self.settled = settled
+        self.axes: dict[Axis, Tensor] = {}
+        self.changes: dict[str, Change] = {}
+        self.attributes: dict[tuple[str, str], Any] = {}
+        self._steps: dict[str, int] = {}
+        self._where = np.zeros(recorder.count, dtype=np.int64)
+
+    # Steps of the first reading ---------------------------------------------------------------------------------------
+
+    def _next(self) -> Any:
+        name = self.node.name
+        step = self._steps.get(name, 0)
+        self._steps[name] = step + 1
+        return self.recorder.log[name][step]
+
+    def _conflict(self, labels: Any, text: str) -> Conflict:
+        array = numbers(labels) if isinstance(labels, Tensor) else np.asarray(labels).reshape(-1)
+        if self.settled:
+            raise InternalError(f"the rewritten graph does not do what was planned: {text} at {source_of(self.node)}")
+        return Conflict(array, f"{text} at {source_of(self.node)}")
+
+    def _kept(self, labels: Tensor) -> Tensor:
+        array = numbers(labels)
+        if self.place is not None:
+            array = self.place[array]
+        return torch.from_numpy(array[self.alive[array]])
+
+    def _axis(self, axis: Axis) -> Tensor:
+        if axis not in self.axes:
+            self.axes[axis] = self._kept(self.recorder.axes[axis])
+        self._check_length(axis)
+        return self.axes[axis]
+
+    def _check_length(self, axis: Axis) -> None:
+        if self.settled and axis_length(self.original(axis.tensor), axis) != len(self.axes[axis]):
+            raise InternalError(
+                f"'{axis.tensor}' has shape {tuple(self.original(axis.tensor).shape)} after the rewrite, but its dimension "
+                f"{axis.dim} must index {len(self.axes[axis])} channels, at {source_of(self.node)}"
+            )
+
+    def _change(self, args: Any, kwargs: Any, op: str | None = None, target: Any = None) -> None:
+        node = self.node
+        if self.settled:
+            raise InternalError(f"the rewritten graph still has sizes of the original at {source_of(node)}")
+        self.changes[node.name] = Change(op or node.op, target if op else node.target, tuple(args), dict(kwargs))
+
+    def canonical(self, name: str) -> str:
+        """As in the first reading."""
+        return self.recorder.canonical_of(name)
+
+    # What the rules ask for -------------------------------------------------------------------------------------------
+
+    def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Write out the original value wherever a call calculates with a number that would now be another."""
+        if rule is not None and rule.sizes:
+            return args, kwargs
+        changed = False
+
+        def keep(node: fx.Node) -> Any:
+            nonlocal changed
+            value = node.meta["val"]
+            if isinstance(value, bool | Tensor) or not isinstance(value, int | float | tuple | list | slice):
+                return node
+            if labels_free(value) and self.values[node] != value:
+                changed = True
+                return tuple(value) if isinstance(value, torch.Size) else value
+            return node
+
+        new_args, new_kwargs = fx.node.map_arg(self.node.args, keep), fx.node.map_arg(self.node.kwargs, keep)
+        if not changed:
+            return args, kwargs
+        self._change(new_args, new_kwargs)
+        module = args[:1] if self.node.op == "call_module" else ()
+        return (*module, *self.arguments(new_args)), self.arguments(new_kwargs)
+
+    def parameter(self, name: str) -> Labels:
+        """The layers that are left."""
+        name = self.canonical(name)
+        full = self.recorder.shape_of(name)
+        layers = []
+        for dim, size in enumerate(full):
+            if size > 1:
+                shape = [1] * len(full)
+                shape[dim] = -1
+                layers.append(Layer(self._axis(Axis(name, dim)).reshape(shape), (dim,)))
+        return Labels(full, tuple(layers), None, name)
+
+    def fixed(self, count: int, text: str) -> Tensor:
+        """All of them."""
+        labels: Tensor = self._next()
+        return labels
+
+    def produce(self, axis: Axis, layer: str) -> Tensor:
+        """The kept channels in the plan's order."""
+        return self._axis(axis)
+
+    def consume(self, axis: Axis, layer: str, labels: Tensor, role: str) -> None:
+        """The order in which the channels arrive is that in which the tensor is gathered."""
+        again = self._next()
+        known = self.axes.setdefault(axis, labels)
+        self._check_length(axis)
+        if again:
+            self.tie(known, labels)
+        elif not torch.equal(known, labels):
+            raise self._conflict(labels, f"'{axis.tensor}' is used with its channels in two orders")
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """What meets here must have met in the first reading."""
+        record: Lookup = self._next()
+        try:
+            left, right = torch.broadcast_tensors(a, b)
+        except RuntimeError:
+            raise self._conflict(torch.cat([a.reshape(-1), b.reshape(-1)]), "different numbers of channels meet") from None
+        if not record.has(numbers(left), numbers(right)):
+            raise self._conflict(torch.cat([left.reshape(-1), right.reshape(-1)]), "channels do not line up")
+
+    def freeze(self, labels: Tensor, text: str) -> None:
+        """Frozen labels are alive by construction."""
+
+    def pin(self, layer: Layer, dims: Sequence[int], text: str) -> None:
+        """Every position along ``dims`` must be left."""
+        full: tuple[int, ...] = self._next()
+        if any(layer.tensor.shape[d] != size for d, size in zip(dims, full, strict=True)):
+            raise self._conflict(layer.tensor, "positions that must stay are gone")
+
+    def cover(self, parent: Layer, child: Layer, dims: Sequence[int]) -> None:
+        """The parent must stand for the children that it stood for."""
+        record: Lookup = self._next()
+        shape = [1 if d in dims else s for d, s in enumerate(child.tensor.shape)]
+        try:
+            owners = numbers(parent.tensor.expand(shape))
+        except RuntimeError:
+            raise self._conflict(child.tensor, "different numbers of channels meet") from None
+        lines = _lines(child.tensor, dims)
+        if not record.has(np.repeat(owners, lines.shape[1]), lines.reshape(-1)):
+            raise self._conflict(child.tensor, "channels do not line up")
+
+    def outer(self, layer: Layer, dims: Sequence[int]) -> Layer | None:
+        """Every line must be one of the first reading's."""
+        dims = [d for d in dims if d in layer.dims]
+        left = tuple(d for d in layer.dims if d not in dims)
+        if not left:
+            return None
+        record: Lookup = self._next()
+        lines = _lines(layer.tensor, dims)
+        owners = record(lines.reshape(-1)).reshape(lines.shape)
+        if (owners < 0).any() or (owners != owners[:, :1]).any():
+            raise self._conflict(layer.tensor, "channels of different lines are summed")
+        shape = [1 if d in dims else s for d, s in enumerate(layer.tensor.shape)]
+        return Layer(torch.from_numpy(owners[:, 0].copy()).reshape(shape), left)
+
+    def product(self, layers: Sequence[Layer]) -> Layer:
+        """The names that the positions have together."""
+        record: Lookup = self._next()
+        try:
+            tensors = torch.broadcast_tensors(*(layer.tensor for layer in layers))
+        except RuntimeError:
+            raise self._conflict(layers[0].tensor, "different numbers of channels meet") from None
+        labels = record(*(numbers(t) for t in tensors))
+        if (labels < 0).any():
+            raise self._conflict(layers[0].tensor, "channels do not line up")
+        joint = Layer(
+            torch.from_numpy(labels).reshape(tensors[0].shape), tuple(sorted({d for x in layers for d in x.dims}))
+        )
+        for layer in layers:
+            extra = [d for d in joint.dims if d not in layer.dims]
+            self.cover(layer, joint, extra) if extra else self.tie(layer.tensor, joint.tensor)
+        return joint
+
+    def blocks(self, labels: Tensor) -> None:
+        """Every row must hold channels of the row that it was."""
+        record: IntArray = self._next()
+        self._where[record.reshape(-1)] = np.repeat(np.arange(record.shape[0]), record.shape[1])
+        rows = self._where[labels.numpy()]
+        if rows.shape[0] != record.shape[0] or (rows != np.arange(record.shape[0])[:, None]).any():
+            raise self._conflict(record, "a block holds channels of another")
+
+    def move(
+        self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any
+    ) -> Any:
+        """Run the operator; if its sizes are the original's, write it in the ways that may be right until one is."""
+        outs = self.node.meta["val"]
+        if not value.layers:
+            self.numbers(None, args, kwargs)
+            return self.unlabelled(outs, value.why)
+        single = isinstance(outs, Tensor)
+        pieces = [outs] if single else list(outs)
+        step = self._steps.get(self.node.name, 0)
+        for call in self._calls(value, args, kwargs, spell, pieces, step):
+            self._steps[self.node.name] = step
+            run = call.function or function
+            try:
+                moved = [run(spread(layer, value.shape), *call.args, **call.kwargs) for layer in value.layers]
+            except (IndexError, RuntimeError, TypeError, ValueError):
+                continue
+            parts = [moved] if single else [list(p) for p in zip(*moved, strict=True)]
+            if len(parts) != len(pieces):
+                continue
+            settled = self._settle_all(parts, pieces, value)
+            if settled is None:
+                continue
+            self._write(call, args, kwargs)
+            if single:
+                return settled[0]
+            return type(outs)(settled) if type(outs) in (tuple, list) else tuple(settled)
+        self._steps[self.node.name] = step
+        labels = np.concatenate([numbers(layer.tensor) for layer in value.layers])
+        raise self._conflict(labels, "what is left cannot be moved as the network moves it")
+
+    def _calls(
+        self, value: Labels, args: Any, kwargs: Any, spell: Any, pieces: list[Tensor], step: int
+    ) -> Iterator[Call]:
+        yield Call(args, kwargs)
+        originals = [fx.node.map_arg(a, lambda n: n.meta["val"]) for a in (self.node.args[1:], self.node.kwargs)]
+        if not labels_free(originals):
+            originals = [args, kwargs]
+        elif originals != [args, kwargs]:
+            yield Call(*originals)
+        if spell is not None:
+            records: list[list[Moved]] = []
+            for _ in pieces:
+                found = []
+                for _ in value.layers:
+                    found.append(self.recorder.log[self.node.name][step])
+                    step += 1
+                while step < len(self.recorder.log[self.node.name]) and not isinstance(
+                    self.recorder.log[self.node.name][step], Moved
+                ):
+                    step += 1
+                records.append(found)
+            alternatives = [list(self._left(found)) for found in records]
+            for shapes in _zip_alternatives(alternatives):
+                for base in ((args, kwargs), tuple(originals)):
+                    yield from spell(value, shapes, *base)
+
+    def _left(self, records: list[Moved]) -> Iterator[tuple[int, ...]]:
+        """The shapes that a piece may have, by what is left of its layers."""
+        options = []
+        for record in records:
+            tensor, dims = record.origin.tensor, record.origin.dims
+            mask = self.alive[tensor.numpy()]
+            found = []
+            for free in sorted(dims, reverse=True) or [None]:
+                sizes = {}
+                for dim in dims:
+                    others = tuple(d for d in range(mask.ndim) if d != dim)
+                    line = mask.sum(axis=dim)
+                    sizes[dim] = int(line.max()) if dim == free else int(mask.any(axis=others).sum())
+                if sizes not in found:
+                    found.append(sizes)
+            options.append(found)
+        for choice in product(*options):
+            full = list(records[0].full)
+            for sizes in choice:
+                for dim, size in sizes.items():
+                    full[dim] = size
+            yield tuple(full)
+
+    def _write(self, call: Call, args: Any, kwargs: Any) -> None:
+        if call.op is None and (call.args, call.kwargs) == (args, kwargs):
+            return
+        raw = self.node.args[1:]
+        new = call.args if call.op else merge(raw, args, call.args)
+        kw = dict(call.kwargs) if call.op else {k: merge(self.node.kwargs.get(k), kwargs.get(k), v) for k, v in call.kwargs.items()}
+        self._change((self.node.args[0], *new), kw, call.op, call.target)
+
+    def _settle_all(self, parts: list[list[Tensor]], pieces: list[Tensor], value: Labels) -> list[Labels] | None:
+        settled = []
+        for part, out in zip(parts, pieces, strict=True):
+            layers: list[Layer] = []
+            for tensor in part:
+                record: Moved = self._next()
+                fitted = self._fit(tensor, record)
+                if fitted is None:
+                    return None
+                if record.layer is not None:
+                    layers.append(fitted)
+            settled.append(Labels(tuple(out.shape), self.separate(layers), value.why))
+        return settled
+
+    def join(self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]) -> Layer:
+        """Run the operator on what is left of each part."""
+        record: Moved = self._next()
+        try:
+            tensor = function([spread(layer, shape) for layer, shape in parts])
+        except RuntimeError:
+            raise self._conflict(record.origin.tensor, "different numbers of channels are put together") from None
+        fitted = self._fit(tensor, record)
+        if fitted is None:
+            raise self._conflict(record.origin.tensor, "what is left cannot be put together")
+        return fitted
+
+    def _fit(self, tensor: Tensor, record: Moved) -> Layer | None:
+        """The layer under its names, or None if this is not what is left of the first reading's."""
+        origin = record.origin
+        if tensor.dim() != len(record.full):
+            return None
+        for dim, size in enumerate(record.full):
+            if dim not in origin.dims:
+                if tensor.shape[dim] != size:
+                    return None
+                first = tensor.narrow(dim, 0, 1)
+                if size > 1 and tensor.stride(dim) != 0 and tensor.ne(first).any():
+                    return None
+                tensor = first
+        labels, old = numbers(tensor), numbers(origin.tensor)
+        expected = old[self.alive[old]]
+        if labels.size != expected.size or not np.array_equal(np.sort(labels), np.sort(expected)):
+            return None
+        if record.layer is None:
+            return origin
+        if record.renamed is not None:
+            labels = record.renamed(labels, counting=True)
+        if len(origin.dims) > 1 and not self._rectangular(labels.reshape(tensor.shape), record.layer):
+            return None
+        return Layer(torch.from_numpy(labels).reshape(tensor.shape), origin.dims)
+
+    def _rectangular(self, labels: IntArray, layer: Layer) -> bool:
+        """Whether every coordinate but one still tells lines of the original apart."""
+        old = layer.tensor.numpy()
+        self._where[old.reshape(-1)] = np.arange(old.size)
+        coordinates = np.unravel_index(self._where[labels], old.shape)
+        free = 0
+        for dim in layer.dims:
+            index = coordinates[dim]
+            line = index[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
+            free += bool((index != line).any())
+        return free <= 1
+
+    def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
+        """Nothing to check: what is summed was checked where it met the weights."""
+
+    def inexact(self, layers: Sequence[Layer], text: str) -> None:
+        """Known from the first reading."""
+
+    def filler(self, count: int) -> Tensor:
+        """Those that are left."""
+        return self._kept(self._next())
+
+    def argument(self, position: int | None, name: str, new: Any, old: Any) -> None:
+        """Write the argument out if it differs."""
+        if new == old:
+            return
+        known = self.changes.get(self.node.name)
+        args = list(known.args if known else self.node.args)
+        kwargs = dict(known.kwargs if known else self.node.kwargs)
+        if position is not None and position < len(args):
+            args[position] = new
+        else:
+            kwargs[name] = new
+        self._change(args, kwargs)
+
+    def attribute_value(self, name: str, value: Any) -> None:
+        """Note what the attribute says now."""
+        self.attributes[str(self.node.target), name] = value
+
+    def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
+        """Note what the attribute says now."""
+        if labels is not None:
+            size = len(labels)
+            self.attributes[str(self.node.target), name] = count(size) if count else size
+
+
+def labels_free(value: Any) -> bool:
+    """Whether a nested value holds numbers only."""
+    found: list[bool] = []
+    fold(lambda v: found.append(True) if isinstance(v, Labels | Tensor) else None, value)
+    return not found
+
+
+def merge(raw: Any, old: Any, new: Any) -> Any:
+    """Arguments with ``new`` values where they differ from ``old``, and the nodes and literals of ``raw`` elsewhere."""
+    if isinstance(new, slice) and isinstance(raw, slice):
+        parts = [merge(getattr(raw, p), getattr(old, p), getattr(new, p)) for p in ("start", "stop", "step")]
+        return slice(*parts)
+    if isinstance(new, tuple | list) and isinstance(raw, tuple | list) and len(new) == len(raw) == len(old):
+        return type(new)([merge(r, o, n) for r, o, n in zip(raw, old, new, strict=True)])
+    return raw if type(old) is type(new) and old == new else new
+
+
+def _zip_alternatives(alternatives: list[list[tuple[int, ...]]]) -> Iterator[list[tuple[int, ...]]]:
+    for i in range(max(len(options) for options in alternatives)):
+        yield [options[min(i, len(options) - 1)] for options in alternatives]

@@ -1,0 +1,1 @@
+"""One transfer rule per operator."""

@@ -1,0 +1,90 @@
+"""Element-wise operators: operands meet position by position, and the channel passes on."""
+
+from __future__ import annotations
+
+__all__ = ["meet_all"]
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fxprune.labels import Labels
+from fxprune.reading import Reading
+from fxprune.rules.algebra import meet
+from fxprune.rules.table import rule
+
+_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.LogSigmoid),
+    *(nn.Tanh, nn.Tanhshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Softplus),
+    *(nn.Softsign, nn.Threshold, nn.RReLU),
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+_UNARY = (
+    *("abs", "acos", "asin", "atan", "bernoulli", "ceil", "celu", "cos", "cosh", "digamma", "elu", "erf", "erfc"),
+    *("exp", "exp2", "expm1", "floor", "frac", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh"),
+    *("leaky_relu", "lgamma", "log", "log10", "log1p", "log2", "logical_not", "logit", "logsigmoid", "mish", "neg"),
+    *("negative", "reciprocal", "relu", "relu6", "round", "rrelu", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin"),
+    *("sinh", "softplus", "softshrink", "softsign", "sqrt", "square", "tan", "tanh", "tanhshrink", "threshold"),
+    *("trunc", "nan_to_num", "positive", "isnan", "isinf", "isfinite", "erfinv"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
+    *("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"),
+    *("to", "float", "half", "double", "bfloat16", "int", "long", "bool", "type", "type_as", "cuda", "cpu"),
+    *("clone", "detach", "contiguous", "requires_grad_", "identity", "fill_", "zero_", "byte"),
+)
+_NARY = (
+    *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod"),
+    *("pow", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot", "lerp", "addcmul", "addcdiv", "where", "clamp"),
+    *("clip", "clamp_min", "clamp_max", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor"),
+    *("rsub", "masked_fill", "copysign", "xlogy", "logaddexp", "heaviside", "float_power"),
+)
+_OPERATORS = (
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
+    *(operator.neg, operator.pos, operator.abs, operator.invert, operator.and_, operator.or_, operator.xor),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow),
+    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+)
+
+
+def _spellings(names: tuple[str, ...]) -> list[Any]:
+    """The functions, functional forms and methods of these names, in place or not."""
+    found: list[Any] = []
+    for name in names:
+        variants = (name,) if name.endswith("_") else (name, name + "_")
+        for variant in variants:
+            for module in (torch, F):
+                function = getattr(module, variant, None)
+                if callable(function) and function not in found:
+                    found.append(function)
+            if hasattr(torch.Tensor, variant):
+                found.append(variant)
+    return found
+
+
+def meet_all(ctx: Reading, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Labels)]
+    value = ctx.node.meta["val"]
+    if not operands or not isinstance(value, torch.Tensor):
+        return ctx.without_labels(args, kwargs)
+    full = tuple(value.shape)
+    return meet(ctx, operands, full) if len(operands) > 1 else _widened(ctx, operands[0], full)
+
+
+def _widened(ctx: Reading, operand: Labels, full: tuple[int, ...]) -> Labels:
+    return operand if operand.full == full and not operand.parameter else meet(ctx, [operand], full)
+
+
+@rule(*_MODULES)
+def module(ctx: Reading, module: nn.Module, x: Labels) -> Labels:
+    """An activation or dropout layer."""
+    return x
+
+
+@rule(*_spellings(_UNARY), *_OPERATORS, *_spellings(_NARY))
+def function(ctx: Reading, *args: Any, **kwargs: Any) -> Any:
+    """A function of one or several operands; numbers among them broadcast."""
+    return meet_all(ctx, args, kwargs)
+
+

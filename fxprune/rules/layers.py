@@ -1,0 +1,182 @@
+"""Contractions: convolutions and linear layers read the channels of their input and make new ones."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxprune.labels import Labels, Layer
+from fxprune.reading import Axis, Declined, Reading
+from fxprune.rules.algebra import axis, contract, layer_name, meet, only_axis, place
+from fxprune.rules.table import rule
+
+
+def _weight(ctx: Reading, module: Any, name: str) -> Labels:
+    tensor = ctx.tensor_name(module, name)
+    assert tensor is not None
+    return Labels(tuple(ctx.original(tensor).shape), (), None, tensor)
+
+
+def _bias(ctx: Reading, module: Any) -> Labels | None:
+    tensor = ctx.tensor_name(module, "bias")
+    return None if tensor is None else Labels(tuple(ctx.original(tensor).shape), (), None, tensor)
+
+
+def _add_bias(ctx: Reading, bias: Labels | None, out: Tensor) -> None:
+    if bias is None:
+        return
+    if bias.parameter:
+        ctx.consume(Axis(bias.parameter, 0), layer_name(bias.parameter), out, "follower")
+    else:
+        ctx.tie(axis(ctx, bias, 0), out)
+
+
+def _depthwise(
+    ctx: Reading, line: Tensor, weight: Labels, groups: int, multiplier: int, out_dim: int
+) -> Tensor:
+    """One input channel a group: the outputs of a group go with it."""
+    name = weight.parameter
+    assert name is not None
+    if multiplier == 1:
+        ctx.consume(Axis(name, out_dim), layer_name(name), line, "follower")
+        return line
+    out = ctx.produce(Axis(name, out_dim), layer_name(name))
+    ctx.tie(line[:, None].expand(-1, multiplier), out.reshape(-1, multiplier))
+    return out
+
+
+def _grouped(ctx: Reading, line: Tensor, weight: Labels, groups: int, in_axis: Axis, out_axis: Axis) -> Tensor:
+    """Every block of inputs feeds its own block of outputs, and all blocks keep equally many of both."""
+    assert weight.parameter is not None
+    layer = layer_name(weight.parameter)
+    ctx.consume(in_axis, layer, line, "consumer")
+    out = ctx.produce(out_axis, layer)
+    if groups > 1:
+        ctx.blocks(line.reshape(groups, -1))
+        ctx.blocks(out.reshape(groups, -1))
+    return out
+
+
+def _convolve(
+    ctx: Reading, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool
+) -> Labels:
+    spatial = len(weight.full) - 2
+    rank = len(x.full)
+    channel = rank - spatial - 1
+    line, kept = only_axis(ctx, x, channel, range(channel), "a convolution slides over the dimension")
+    ctx.reads(ctx.first, x, x.on([channel]))
+    inputs = x.full[channel]
+    outputs = weight.full[1] * groups if transposed else weight.full[0]
+    in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    if weight.parameter is None:
+        if transposed:
+            raise Declined("a transposed convolution with a computed weight has no rule")
+        out = _computed(ctx, line, weight, groups)
+    elif groups > 1 and groups == inputs and (outputs == inputs or not transposed):
+        # The weight of a depthwise layer has its channels on dimension 0, transposed or not.
+        multiplier = outputs // groups
+        out = _depthwise(ctx, line, weight, groups, multiplier, 0)
+        ctx.attribute("groups", line)
+    else:
+        shared = groups if groups > 1 else 1
+        in_axis = Axis(weight.parameter, in_dim, 1 if transposed else shared)
+        out_axis = Axis(weight.parameter, out_dim, shared if transposed else 1)
+        out = _grouped(ctx, line, weight, groups, in_axis, out_axis)
+    _add_bias(ctx, bias, out)
+    ctx.attribute("in_channels", line)
+    ctx.attribute("out_channels", out)
+    full = ctx.output_shape()
+    return Labels(full, (*kept, place(out, channel, len(full))))
+
+
+def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor:
+    """A weight that the graph computes: its rows are the outputs, its columns meet the inputs of every group."""
+    out, _ = only_axis(ctx, weight, 0, (1,), "it is part of a kernel")
+    columns = axis(ctx, weight, 1)
+    ctx.tie(line.reshape(groups, -1), columns[None])
+    if groups > 1:
+        ctx.blocks(out.reshape(groups, -1))
+    return out
+
+
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def convolution(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """A convolution layer."""
+    return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), module.groups, False)
+
+
+@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def transposed_convolution(ctx: Reading, module: Any, x: Labels, output_size: Any = None) -> Labels:
+    """A transposed convolution layer."""
+    return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), module.groups, True)
+
+
+@rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+def functional_convolution(
+    ctx: Reading,
+    input: Labels,
+    weight: Labels,
+    bias: Labels | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Labels:
+    """A convolution whose weight is a parameter, or computed in the graph."""
+    if groups > 1 and weight.parameter is not None:
+        raise Declined("a grouped functional convolution names its number of groups")
+    return _convolve(ctx, input, weight, bias, groups, False)
+
+
+@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def functional_transposed_convolution(
+    ctx: Reading,
+    input: Labels,
+    weight: Labels,
+    bias: Labels | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Labels:
+    """A transposed convolution whose weight is a parameter."""
+    if groups > 1:
+        raise Declined("a grouped functional convolution names its number of groups")
+    return _convolve(ctx, input, weight, bias, groups, True)
+
+
+def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Labels:
+    last = len(x.full) - 1
+    full = ctx.output_shape()
+    if weight.parameter is None:
+        letters = "abcdefgh"[:last]
+        out = contract(ctx, f"{letters}y,zy->{letters}z", [x, weight], [0, 1])
+        return out if bias is None else meet(ctx, [out, bias], full)
+    line, kept = only_axis(ctx, x, last, range(last), "")
+    ctx.reads(ctx.first, x, x.on([last]))
+    layer = layer_name(weight.parameter)
+    ctx.consume(Axis(weight.parameter, 1), layer, line, "consumer")
+    out_line = ctx.produce(Axis(weight.parameter, 0), layer)
+    _add_bias(ctx, bias, out_line)
+    ctx.attribute("in_features", line)
+    ctx.attribute("out_features", out_line)
+    layers: tuple[Layer, ...] = (*kept, place(out_line, last, len(full)))
+    return Labels(full, layers)
+
+
+@rule(nn.Linear)
+def linear(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """A linear layer."""
+    return _linear(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module))
+
+
+@rule(F.linear)
+def functional_linear(ctx: Reading, input: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """A linear layer whose weight is a parameter, or computed in the graph."""
+    return _linear(ctx, input, weight, bias)

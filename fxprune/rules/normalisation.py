@@ -1,0 +1,205 @@
+"""Layers with one parameter for each channel, and normalisations over channels."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxprune.labels import Labels
+from fxprune.reading import Axis, Reading
+from fxprune.rules.algebra import axis, layer_name, meet, place
+from fxprune.rules.table import rule
+
+_NAMES = ("weight", "bias", "running_mean", "running_var")
+
+
+def _named(ctx: Reading, module: nn.Module) -> list[Labels]:
+    found = []
+    for name in _NAMES:
+        tensor = ctx.tensor_name(module, name)
+        if tensor is not None:
+            found.append(Labels(tuple(ctx.original(tensor).shape), (), None, tensor))
+    return found
+
+
+def _follow(ctx: Reading, tensors: Sequence[Labels | None], line: Tensor) -> None:
+    """Tensors with one entry for each channel go with them."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.parameter:
+            ctx.consume(Axis(tensor.parameter, 0), layer_name(tensor.parameter), line, "follower")
+        else:
+            ctx.tie(axis(ctx, tensor, 0), line)
+
+
+def _per_channel(ctx: Reading, x: Labels, tensors: Sequence[Labels | None], pooled: bool) -> tuple[Labels, Tensor]:
+    line = axis(ctx, x, 1)
+    _follow(ctx, tensors, line)
+    others = x.off([1])
+    if pooled:
+        ctx.inexact(others, "statistics over positions that can be removed")
+    return Labels(x.full, (*others, place(line, 1, len(x.full))), x.why), line
+
+
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+def batch_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """Batch norm (Ioffe and Szegedy, 2015, arXiv:1502.03167): every channel by itself."""
+    out, line = _per_channel(ctx, x, _named(ctx, module), module.running_mean is None)
+    ctx.attribute("num_features", line)
+    return out
+
+
+@rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def instance_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """Instance norm: every channel by itself."""
+    out, line = _per_channel(ctx, x, _named(ctx, module), True)
+    ctx.attribute("num_features", line)
+    return out
+
+
+@rule(F.batch_norm, F.instance_norm)
+def functional_norm(
+    ctx: Reading,
+    input: Labels,
+    running_mean: Labels | None = None,
+    running_var: Labels | None = None,
+    weight: Labels | None = None,
+    bias: Labels | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Labels:
+    """Batch norm or instance norm as a function."""
+    return _per_channel(ctx, input, (running_mean, running_var, weight, bias), running_mean is None)[0]
+
+
+@rule(nn.PReLU)
+def prelu(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """PReLU: one slope for all channels, or one for each."""
+    return _prelu(ctx, x, _named(ctx, module)[0])
+
+
+def _prelu(ctx: Reading, x: Labels, weight: Labels) -> Labels:
+    if weight.full[0] == 1:
+        return x
+    out, line = _per_channel(ctx, x, [weight], False)
+    ctx.attribute("num_parameters", line)
+    return out
+
+
+@rule(F.prelu, torch.prelu)
+def functional_prelu(ctx: Reading, input: Labels, weight: Labels) -> Labels:
+    """PReLU as a function."""
+    return _prelu(ctx, input, weight)
+
+
+def _group_norm(ctx: Reading, x: Labels, groups: int, tensors: Sequence[Labels | None]) -> Labels:
+    out, line = _per_channel(ctx, x, tensors, True)
+    channels = x.full[1]
+    if groups < channels:
+        ctx.inexact([place(line, 1, len(x.full))], "statistics over the channels of a group")
+        if groups > 1:
+            ctx.blocks(line.reshape(groups, -1))
+    ctx.attribute("num_channels", line)
+    if groups == channels:
+        ctx.attribute("num_groups", line)
+    return out
+
+
+@rule(nn.GroupNorm)
+def group_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """Group norm (Wu and He, 2018, arXiv:1803.08494): every group keeps equally many channels."""
+    return _group_norm(ctx, x, module.num_groups, _named(ctx, module))
+
+
+@rule(F.group_norm)
+def functional_group_norm(
+    ctx: Reading,
+    input: Labels,
+    num_groups: int,
+    weight: Labels | None = None,
+    bias: Labels | None = None,
+    eps: float = 1e-5,
+) -> Labels:
+    """Group norm as a function."""
+    return _group_norm(ctx, input, num_groups, [weight, bias])
+
+
+def _layer_norm(ctx: Reading, x: Labels, rank: int, tensors: Sequence[Labels | None]) -> Labels:
+    first = len(x.full) - rank
+    ctx.inexact(x.on(range(first, len(x.full))), "statistics over channels")
+    values = [ctx.parameter(t.parameter) if t.parameter else t for t in tensors if t is not None]
+    return meet(ctx, [x, *values], x.full)
+
+
+@rule(nn.LayerNorm, nn.RMSNorm)
+def layer_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """Layer norm (Ba et al., 2016, arXiv:1607.06450) over the last dimensions."""
+    rank = len(module.normalized_shape)
+    out = _layer_norm(ctx, x, rank, _named(ctx, module))
+    shape = out.shape[len(out.full) - rank :]
+    ctx.attribute_value("normalized_shape", shape)
+    return out
+
+
+@rule(F.layer_norm, F.rms_norm, sizes=True)
+def functional_layer_norm(
+    ctx: Reading,
+    input: Labels,
+    normalized_shape: Any,
+    weight: Labels | None = None,
+    bias: Labels | None = None,
+    eps: float | None = None,
+) -> Labels:
+    """Layer norm as a function; its shape argument follows the channels."""
+    rank = len(normalized_shape)
+    out = _layer_norm(ctx, input, rank, [weight, bias])
+    ctx.argument(1, "normalized_shape", tuple(out.shape[len(out.full) - rank :]), tuple(normalized_shape))
+    return out
+
+
+@rule(nn.LocalResponseNorm, F.local_response_norm)
+def local_response_norm(ctx: Reading, *args: Any, **kwargs: Any) -> Labels:
+    """Local response norm sums over neighbouring channels."""
+    x: Labels = next(a for a in (*args, *kwargs.values()) if isinstance(a, Labels))
+    ctx.inexact(x.on([1]), "statistics over neighbouring channels")
+    return x
+
+
+def _softmax(ctx: Reading, x: Labels, dim: int | None) -> Labels:
+    if dim is None:
+        dim = 0 if len(x.full) in (0, 1, 3) else 1
+    ctx.inexact(x.on([dim % len(x.full)]), "a softmax over channels")
+    return x
+
+
+@rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
+def softmax_layer(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """Softmax over one dimension."""
+    return _softmax(ctx, x, module.dim)
+
+
+@rule(nn.Softmax2d)
+def softmax_2d(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """Softmax over channels."""
+    return _softmax(ctx, x, -3)
+
+
+@rule(F.softmax, F.log_softmax, F.softmin, torch.softmax, torch.log_softmax, "softmax", "log_softmax")
+def softmax(ctx: Reading, input: Labels, dim: int | None = None, *args: Any, **kwargs: Any) -> Labels:
+    """Softmax as a function."""
+    return _softmax(ctx, input, dim)
+
+
+@rule(F.normalize)
+def normalize(ctx: Reading, input: Labels, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Labels:
+    """Division by a norm: exact when what was removed counts as zero."""
+    dims = [d % len(input.full) for d in (dim if isinstance(dim, tuple | list) else [dim])]
+    ctx.reads(0, input, input.on(dims))
+    return input

@@ -1,0 +1,46 @@
+"""The table of rules: one per operator, keyed by the operator itself."""
+
+from __future__ import annotations
+
+__all__ = ["RULES", "Rule", "rule"]
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an operator passes labels on.
+
+    Attributes:
+        function: Called with the reading and the operator's own arguments, labels in place of tensors.
+        sizes: Whether numbers among the arguments are sizes, which follow the pruned network; numbers of every other
+            operator are computed with, and keep their values.
+    """
+
+    function: Callable[..., Any]
+    sizes: bool = False
+
+
+RULES: dict[Any, Rule] = {}
+"""By module class, function, or name of a tensor method."""
+
+
+def rule(*keys: Any, sizes: bool = False) -> Callable[[Function], Function]:
+    """Register the decorated function for operators.
+
+    Raises:
+        ValueError: An operator has a rule already.
+    """
+
+    def register(function: Function) -> Function:
+        for key in dict.fromkeys(keys):
+            if key in RULES:
+                raise ValueError(f"there is a rule for {key} already: {RULES[key].function.__qualname__}")
+            RULES[key] = Rule(function, sizes)
+        return function
+
+    return register

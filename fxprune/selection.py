@@ -1,0 +1,135 @@
+"""Which units stay: the best of every class, in numbers that leave every block equal."""
+
+from __future__ import annotations
+
+__all__ = ["class_counts", "keep_count", "select"]
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from fxprune.analysis import Structure
+from fxprune.labels import IntArray
+
+FloatArray = NDArray[np.float64]
+
+
+def keep_count(size: int, ratio: float, round_to: int = 1) -> int:
+    """How many of ``size`` channels stay at a pruning ratio: ``int(round(size * (1 - ratio)))``, at least 1.
+
+    With ``round_to`` above 1 the count is raised to the next multiple, where there are that many.
+    """
+    count = max(1, int(round(size * (1 - ratio))))
+    if round_to > 1 and ratio > 0:
+        count = -(-count // round_to) * round_to
+    return min(size, count)
+
+
+def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float64]) -> IntArray:
+    """Whole numbers nearest to ``wanted`` that keep every block equal.
+
+    Args:
+        sizes: Units in each class.
+        wanted: How many of each should stay.
+        balance: One row for each equation over the classes; its product with the counts must be 0.
+
+    Returns:
+        Counts between 1 and the sizes; found by rounding, or else by an integer program (SciPy's HiGHS).
+    """
+    counts = np.clip(np.rint(wanted), 1, sizes).astype(np.int64)
+    if not len(balance) or not (balance @ counts).any():
+        return counts
+    n = len(sizes)
+    # Variables: counts, then their distances from what is wanted.
+    eye = np.eye(n)
+    distance = LinearConstraint(np.block([[eye, -eye], [-eye, -eye]]), ub=np.concatenate([wanted, -wanted]))
+    equal = LinearConstraint(np.hstack([balance, np.zeros_like(balance)]), lb=0, ub=0)
+    solution = milp(
+        np.concatenate([np.zeros(n), np.ones(n)]),
+        integrality=np.concatenate([np.ones(n), np.zeros(n)]),
+        bounds=Bounds(np.concatenate([np.ones(n), np.zeros(n)]), np.concatenate([sizes, np.full(n, np.inf)])),
+        constraints=[distance, equal],
+    )
+    if solution.x is None:
+        return sizes.astype(np.int64)
+    result: IntArray = np.rint(solution.x[:n]).astype(np.int64)
+    return result
+
+
+def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) -> NDArray[np.bool_]:
+    """Keep the units of highest score.
+
+    Args:
+        structure: Units, classes and groups.
+        scores: One for each unit; equal scores prefer the unit that comes first.
+        keep: How many units of a group stay; groups that are not named stay whole.
+
+    Returns:
+        Whether each unit stays.
+    """
+    kept = np.ones(structure.units, dtype=bool)
+    pieces = _pieces(structure)
+    for group, count in keep.items():
+        members = structure.members[group]
+        if count >= len(members):
+            continue
+        kinds, index = np.unique(structure.kind[members], return_inverse=True)
+        sizes = np.bincount(index)
+        wanted = sizes * (count / len(members))
+        if len(kinds) > 1:
+            counts = class_counts(sizes, wanted, _balance(structure, kinds, group))
+        else:
+            counts = np.array([count])
+        for number in range(len(kinds)):
+            units = members[index == number]
+            order = units[np.argsort(-scores[units], kind="stable")]
+            kept[order[counts[number] :]] = False
+            _revive(kept, order, pieces, scores)
+    return kept
+
+
+def _pieces(structure: Structure) -> list[IntArray]:
+    """Sets of units of which one must stay: the channels of every tensor that is a part of another."""
+    found: dict[bytes, IntArray] = {}
+    for piece in structure.recorder.pieces:
+        units = np.unique(structure.unit[piece])
+        if (structure.group[units] >= 0).all():
+            found[units.tobytes()] = units
+    return list(found.values())
+
+
+def _revive(kept: NDArray[np.bool_], order: IntArray, pieces: Sequence[IntArray], scores: FloatArray) -> None:
+    """Give a piece that would be empty its best unit back, at the cost of the worst that is not needed elsewhere."""
+    chosen = set(order.tolist())
+    needed: set[int] = set()
+    for piece in pieces:
+        alive = piece[kept[piece]]
+        if len(alive) == 1:
+            needed.add(int(alive[0]))
+        if len(alive) or not chosen.issuperset(piece.tolist()):
+            continue
+        best = int(piece[np.argmax(scores[piece])])
+        kept[best] = True
+        needed.add(best)
+        for unit in order[::-1]:
+            if kept[unit] and int(unit) not in needed:
+                kept[unit] = False
+                break
+
+
+def _balance(structure: Structure, kinds: IntArray, group: int) -> FloatArray:
+    """Equations that the counts of a group's classes must meet: equal sums in all blocks of every constraint."""
+    rows: list[FloatArray] = []
+    for blocks in structure.rects:
+        inside = structure.group[blocks] == group
+        if not inside.any():
+            continue
+        share = np.zeros((len(blocks), len(kinds)))
+        position = np.searchsorted(kinds, structure.kind[blocks])
+        for number, (line, mask) in enumerate(zip(position, inside, strict=True)):
+            share[number] = np.bincount(line[mask], minlength=len(kinds))[: len(kinds)]
+        sizes = np.bincount(np.searchsorted(kinds, structure.kind[structure.members[group]]), minlength=len(kinds))
+        rows.extend((share[1:] - share[:1]) / np.maximum(sizes, 1))
+    return np.array(rows).reshape(-1, len(kinds))

@@ -1,0 +1,165 @@
+"""Shapes without arithmetic: every traced call is answered on the ``meta`` device.
+
+Layers that make up most of a network have a formula; whatever else is called runs on meta tensors, with meta
+stand-ins for its parameters. No weight is read, so a model on the ``meta`` device can be traced as well.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MetaRunner", "to_meta"]
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+META = torch.device("meta")
+
+_SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
+    {
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.SyncBatchNorm,
+        nn.InstanceNorm1d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+        nn.GroupNorm,
+        nn.LayerNorm,
+        nn.Identity,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.LeakyReLU,
+        nn.PReLU,
+        nn.ELU,
+        nn.SELU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Mish,
+        nn.Sigmoid,
+        nn.Tanh,
+        nn.Hardsigmoid,
+        nn.Hardswish,
+        nn.Hardtanh,
+        nn.Softplus,
+        nn.Softmax,
+        nn.Dropout,
+        nn.Dropout1d,
+        nn.Dropout2d,
+        nn.Dropout3d,
+        nn.AlphaDropout,
+    }
+)
+_CONVOLUTIONS: frozenset[type[nn.Module]] = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d})
+
+
+def to_meta(value: Any) -> Any:
+    """Replace every tensor in a nested value by a tensor of the same shape and dtype on the ``meta`` device."""
+    return tree_map(lambda v: _empty_like(v) if isinstance(v, Tensor) else v, value)
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
+
+
+def _convolution_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _convolution_shape(module: Any, x: Tensor) -> Tensor | None:
+    dims = len(module.kernel_size)
+    if x.dim() != dims + 2 or x.shape[1] != module.in_channels:
+        return None
+    if module.padding == "same":
+        spatial = list(x.shape[2:])
+    else:
+        padding = (0,) * dims if module.padding == "valid" else module.padding
+        spatial = [
+            _convolution_size(*parts)
+            for parts in zip(x.shape[2:], module.kernel_size, module.stride, padding, module.dilation, strict=True)
+        ]
+    if min(spatial, default=1) < 1:
+        return None
+    return x.new_empty((x.shape[0], module.out_channels, *spatial))
+
+
+class MetaRunner:
+    """Answers calls on meta tensors.
+
+    Args:
+        device: The device that the model believes to be on; what ``tensor.device`` answers in the traced code.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stand_ins: dict[int, dict[str, Tensor]] = {}
+
+    def attribute(self, tensor: Tensor) -> Tensor:
+        """The stand-in of a parameter or buffer."""
+        return _empty_like(tensor)
+
+    def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What calling ``module`` gives: by formula where there is one, else by running it on meta parameters.
+
+        Raises:
+            Exception: Whatever the module itself raises for these inputs.
+        """
+        kind = type(module)
+        x = args[0] if len(args) == 1 and not kwargs else None
+        if isinstance(x, Tensor):
+            if kind in _SAME_SHAPE and not module._forward_hooks and self._accepts(module, x):
+                return x.new_empty(x.shape)
+            if kind in _CONVOLUTIONS and not module._forward_hooks:
+                shaped = _convolution_shape(module, x)
+                if shaped is not None:
+                    return shaped
+            if kind is nn.Linear and x.dim() and x.shape[-1] == module.in_features:
+                return x.new_empty((*x.shape[:-1], int(module.out_features)))  # type: ignore[call-overload]
+        tensors = self._stand_ins.get(id(module))
+        if tensors is None:
+            named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+            tensors = {name: _empty_like(tensor) for name, tensor in named}
+            self._stand_ins[id(module)] = tensors
+        with torch.no_grad():
+            return torch.func.functional_call(module, tensors, args, dict(kwargs))
+
+    @staticmethod
+    def _accepts(module: nn.Module, x: Tensor) -> bool:
+        """Whether a shape-keeping layer fits its input; if not, running it raises the layer's own error."""
+        channels = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
+        if channels is not None:
+            return x.dim() > 1 and x.shape[1] == channels
+        shape = getattr(module, "normalized_shape", None)
+        return shape is None or tuple(x.shape[-len(shape) :]) == tuple(shape)
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a function gives on meta tensors; devices in the arguments become ``meta``."""
+        with torch.no_grad():
+            return function(*tree_map(self._undevice, args), **tree_map(self._undevice, dict(kwargs)))
+
+    def method(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a tensor's method gives on meta tensors."""
+        if name in ("cuda", "cpu", "pin_memory"):
+            return args[0]
+        args = tree_map(self._undevice, args)
+        if name == "to" and len(args) > 1 and isinstance(args[1], str):
+            args = (args[0], META, *args[2:])
+        with torch.no_grad():
+            return getattr(args[0], name)(*args[1:], **tree_map(self._undevice, dict(kwargs)))
+
+    def get(self, value: Any, name: str) -> Any:
+        """An attribute of a value; a tensor's device is the model's, never ``meta``."""
+        if isinstance(value, Tensor):
+            if name == "device":
+                return self.device
+            if name == "is_cuda":
+                return self.device.type == "cuda"
+            if name == "is_meta":
+                return self.device.type == "meta"
+        return getattr(value, name)
+
+    @staticmethod
+    def _undevice(value: Any) -> Any:
+        return META if isinstance(value, torch.device) else value

@@ -1,0 +1,70 @@
+"""Fine-grained pruning in one call: ``prune_weights`` and its counterpart ``finalize``."""
+
+from __future__ import annotations
+
+__all__ = ["finalize", "prune_weights"]
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from fxprune.capture import Example, trace
+from fxprune.errors import ArgumentTypeError
+from fxprune.passes.fine_grained_pruning import FineGrainedPruning
+from fxprune.passes.fold_masks import FoldMasks
+
+
+def prune_weights(model: nn.Module, example_inputs: Example, sparsity: float | Mapping[str, float]) -> fx.GraphModule:
+    """Set the smallest weights of a network to zero, and keep them there.
+
+    Args:
+        model: Any network; it is left as it is.
+        example_inputs: A tensor, a tuple of arguments or a mapping of keyword arguments, with which ``model`` runs.
+        sparsity: Fraction of each tensor that becomes zero, in [0, 1]: one number for every weight of the convolutions
+            and linear layers (not for biases and norms), or one per parameter name, as in
+            ``{"backbone.conv1.weight": 0.6}``; parameters that are not named stay dense.
+
+    Returns:
+        A new network that shares no storage with ``model``. Its pruned parameters carry masks as parametrizations, so
+        that it can be fine-tuned; :func:`finalize` takes them out.
+
+    Raises:
+        TraceError: The network cannot be captured with these inputs.
+        ArgumentError: A sparsity is out of range.
+        ArgumentTypeError: A sparsity is not a number.
+        UnknownNameError: The network has no parameter of a given name.
+        NothingToPruneError: One sparsity was given, and there is neither a convolution nor a linear layer.
+        WeightError: A parameter holds NaN or Inf.
+
+    Example:
+        >>> sparse = prune_weights(model, torch.zeros(1, 3, 32, 32), sparsity=0.8)
+    """
+    pruning = FineGrainedPruning(sparsity=sparsity)
+    network: fx.GraphModule = pruning.call(trace(model, example_inputs)).graph_module
+    return network
+
+
+def finalize(sparse: fx.GraphModule) -> fx.GraphModule:
+    """Multiply the masks of a sparse network into its weights, and take them out.
+
+    Args:
+        sparse: What :func:`prune_weights` returned, fine-tuned or not; it is left as it is.
+
+    Returns:
+        A new network of plain layers with zeros among their weights, which computes the same and whose ``state_dict``
+        has the keys of the dense network.
+
+    Raises:
+        ArgumentTypeError: ``sparse`` is not a ``torch.fx.GraphModule``.
+        WeightError: A mask lies over another parametrization that cannot represent the masked weight.
+
+    Example:
+        >>> torch.save(finalize(sparse).state_dict(), "sparse.pth")
+    """
+    if not isinstance(sparse, fx.GraphModule):
+        raise ArgumentTypeError(
+            f"finalize needs the GraphModule that prune_weights returned, not {type(sparse).__name__}; "
+            f"if it is wrapped in another module, pass the inner one"
+        )
+    network: fx.GraphModule = FoldMasks().call(sparse).graph_module
+    return network

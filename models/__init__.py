@@ -1,0 +1,9 @@
+"""Reference networks: the VGG of the lab, and small networks that show every pattern which is hard to prune."""
+
+from __future__ import annotations
+
+__all__ = ["VGG", "ZOO", "example_inputs", "randomize"]
+
+from fxprune.models.randomization import randomize
+from fxprune.models.vgg import VGG
+from fxprune.models.zoo import ZOO, example_inputs

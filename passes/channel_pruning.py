@@ -1,0 +1,81 @@
+"""Remove the channels that a plan does not keep."""
+
+from __future__ import annotations
+
+__all__ = ["ChannelPruning", "rewrite"]
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.utils._pytree import tree_map
+
+from fxprune.labels import Labels
+from fxprune.plan import ChannelPlan
+from fxprune.replay import Replay
+from fxprune.rewriting import copy_with, cut
+
+
+@dataclass(frozen=True)
+class ChannelPruning(PassBase):
+    """The pass that carries a plan out.
+
+    The given module is not changed, and the result shares no storage with it. Parameter and module names are kept;
+    attributes of layers and sizes in the graph say what is true of the result. The result is read again
+    by the rules that made the plan before it is returned.
+
+    Attributes:
+        plan: What :func:`fxprune.plan_channels` returns.
+    """
+
+    plan: ChannelPlan
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Rewrite a module that was traced like the plan's.
+
+        Raises:
+            InternalError: The result does not do what the plan says; a mistake in fxprune.
+        """
+        return PassResult(rewrite(graph_module, self.plan), bool(self.plan.tensors or self.plan.changes))
+
+
+def rewrite(graph_module: fx.GraphModule, plan: ChannelPlan) -> fx.GraphModule:
+    """A new module with the plan's tensors, sizes and attributes; see :class:`ChannelPruning`."""
+    aliases = plan.structure.recorder.aliases(graph_module)
+    tensors = {
+        name: cut(tensor, plan.tensors[canonical])
+        for name, (canonical, tensor) in aliases.items()
+        if canonical in plan.tensors
+    }
+    result = copy_with(graph_module, tensors)
+    for node in result.graph.nodes:
+        change = plan.changes.get(node.name)
+        if change is not None:
+            here = {n.name: n for n in result.graph.nodes}
+            node.op, node.target = change.op, change.target
+            node.args = fx.node.map_arg(change.args, lambda n, here=here: here[n.name])
+            node.kwargs = fx.node.map_arg(change.kwargs, lambda n, here=here: here[n.name])
+    for (layer, name), value in plan.attributes.items():
+        setattr(result.get_submodule(layer), name, value)
+    result.graph.lint()
+    result.recompile()
+    _read_again(result, plan)
+    return result
+
+
+def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
+    """Check the result against the plan, and write its shapes into the nodes."""
+    structure = plan.structure
+    replay = Replay(result, structure.recorder, structure.alive(plan.kept), plan.place, settled=True)
+    replay.run()
+
+    def as_value(value: object) -> object:
+        return torch.empty(value.shape, device="meta") if isinstance(value, Labels) else value
+
+    for node in result.graph.nodes:
+        old = node.meta["val"]
+        new = tree_map(as_value, replay.values[node], is_leaf=lambda v: isinstance(v, Labels))
+        if isinstance(old, Tensor) and isinstance(new, Tensor):
+            new = new.to(old.dtype)
+        node.meta["val"] = new if node.op != "output" else old
