@@ -1,7 +1,7 @@
 """Times the sensitivity scan of the lab's VGG against the plain way: prune a copy and evaluate it, point by point.
 
-Run it as ``python benchmarks/sensitivity.py``; it needs no data, and takes a minute or two on one CPU core. Both ways must
-give the same accuracies, or it fails.
+Run it as ``python benchmarks/sensitivity.py``; it needs no data, and takes a minute or two on one CPU core. Both ways
+must give the same accuracies, or it fails.
 """
 
 from __future__ import annotations

@@ -1,1 +1,57 @@
-"""fxprune: exact pruning of convolutional networks as torch.fx passes."""
+"""fxprune: exact pruning of convolutional networks as torch.fx passes.
+
+A network is traced, its channels are followed through every operator, a plan says which of them stay, and a rewrite
+gives a new ``torch.fx.GraphModule`` that computes what the original computes with the removed channels zeroed.
+"""
+
+from fxprune import models, passes
+from fxprune.api import prune_channels
+from fxprune.capture import trace
+from fxprune.dependency import ChannelGroup, DependencyGraph
+from fxprune.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    FrozenLayerError,
+    FxpruneError,
+    InternalError,
+    NothingToPruneError,
+    TraceError,
+    UnknownNameError,
+    WeightError,
+)
+from fxprune.finetuning import fine_tune
+from fxprune.plan import ChannelPlan, LayerPlan
+from fxprune.planning import plan_channels
+from fxprune.profiling import Profile, profile
+from fxprune.sensitivity import sensitivity
+from fxprune.sparsity import finalize, prune_weights
+from fxprune.verification import Proof, verify
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ChannelGroup",
+    "ChannelPlan",
+    "DependencyGraph",
+    "FrozenLayerError",
+    "FxpruneError",
+    "InternalError",
+    "LayerPlan",
+    "NothingToPruneError",
+    "Profile",
+    "Proof",
+    "TraceError",
+    "UnknownNameError",
+    "WeightError",
+    "finalize",
+    "fine_tune",
+    "models",
+    "passes",
+    "plan_channels",
+    "profile",
+    "prune_channels",
+    "prune_weights",
+    "sensitivity",
+    "trace",
+    "verify",
+]

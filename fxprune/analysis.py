@@ -104,8 +104,9 @@ def _components(count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> tuple[
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(count, count))
     units, raw = connected_components(graph, directed=False)
     _, first = np.unique(raw, return_index=True)
-    order = np.argsort(np.argsort(first))
-    return order[raw].astype(np.int64), int(units)
+    order: IntArray = np.argsort(np.argsort(first)).astype(np.int64)
+    unit: IntArray = order[raw]
+    return unit, int(units)
 
 
 def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
@@ -141,9 +142,7 @@ def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
     return Structure(recorder, refinement, unit, units, group, count, kind, tuple(rects), members)
 
 
-def _settle_cover(
-    parent: IntArray | None, child: IntArray, unit: IntArray
-) -> list[tuple[IntArray, IntArray]]:
+def _settle_cover(parent: IntArray | None, child: IntArray, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
     """A line of one unit goes with its parent; a parent of several units stays."""
     lines = unit[child]
     uniform = (lines == lines[:, :1]).all(axis=1)
@@ -188,7 +187,7 @@ def _renumber(group: IntArray, first: IntArray) -> IntArray:
     inside = group >= 0
     np.minimum.at(start, group[inside], first[inside] * len(group) + np.flatnonzero(inside))
     rank = np.argsort(np.argsort(start))
-    result = group.copy()
+    result: IntArray = group.copy()
     result[inside] = rank[group[inside]]
     return result
 
@@ -196,19 +195,19 @@ def _renumber(group: IntArray, first: IntArray) -> IntArray:
 def _settle_rects(
     rects: Sequence[Rect], unit: IntArray, group: IntArray
 ) -> tuple[list[IntArray], list[tuple[IntArray, IntArray]]]:
-    """The constraints that are left between units, each as blocks that keep equally many; and ties where none works."""
+    """The constraints left between units, each as blocks that keep equally many; and ties where none works."""
     settled: list[IntArray] = []
     known: set[bytes] = set()
     signature = np.zeros(len(group), dtype=np.uint64)
     rng = np.random.default_rng(_HASHES)
     more: list[tuple[IntArray, IntArray]] = []
     for rect in rects:
-        lines = unit[rect.labels]
+        lines: IntArray = unit[rect.labels]
         free = rect.free
         for dim in reversed(range(lines.ndim)):
             first = lines.take([0], axis=dim)
             if lines.ndim > 1 and (lines == first).all():
-                lines = lines.take(0, axis=dim)
+                lines = np.take(lines, 0, axis=dim)
                 free = None if free is None or free == dim else free - (free > dim)
         if lines.ndim < 2 or (group[lines] < 0).all():
             continue

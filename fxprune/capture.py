@@ -1,6 +1,7 @@
 """Capture: from any ``nn.Module`` to a ``torch.fx.GraphModule`` with a shape on every node.
 
-This is torch.fx symbolic tracing with three additions: proxies that know the value they would have for the example inputs, so
+This is torch.fx symbolic tracing with three additions: proxies that know the value they would have for the example
+inputs, so
 that control flow on sizes resolves while the sizes themselves stay in the graph; a leaf policy by which layers are
 leaves and everything built of layers is traced through; and a ladder by which the smallest submodule that cannot be
 traced becomes one opaque node with its reason.
@@ -16,7 +17,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 from unittest import mock
 
@@ -34,7 +35,7 @@ Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 TRAINING_FLAG = "_training_flag"
 """Name of the submodule that carries ``model.training`` into functional dropout and batch norm."""
 
-# What the forward of a module can raise when it meets something that is not a tensor. Interrupts and memory errors pass.
+# What the forward of a module can raise when it meets something that is not a tensor.
 _FAILURES = (
     ArithmeticError,
     AssertionError,
@@ -76,7 +77,7 @@ class ValueProxy(fx.Proxy):
         """The value for the example inputs."""
         return self.node.meta["val"]
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         """Answers ``isinstance`` as the value would; ``type()`` still tells the truth."""
         value = self.node.meta.get("val")
@@ -128,6 +129,9 @@ class ValueProxy(fx.Proxy):
     def __len__(self) -> int:
         return len(self.value)
 
+    def _item(self, key: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+
     def __hash__(self) -> int:
         return id(self)
 
@@ -135,7 +139,7 @@ class ValueProxy(fx.Proxy):
         value = self.value
         if isinstance(value, Mapping):
             return iter(list(value))
-        return (self[i] for i in range(len(value)))
+        return (self._item(i) for i in range(len(value)))
 
     def __contains__(self, item: Any) -> bool:
         return item in self.value
@@ -146,11 +150,11 @@ class ValueProxy(fx.Proxy):
 
     def items(self) -> Any:
         """The items of a dictionary, values being proxies."""
-        return [(key, self[key]) for key in self.value]
+        return [(key, self._item(key)) for key in self.value]
 
     def values(self) -> Any:
         """The values of a dictionary as proxies."""
-        return [self[key] for key in self.value]
+        return [self._item(key) for key in self.value]
 
 
 class ValueAttribute(ValueProxy):
@@ -287,16 +291,15 @@ class CaptureTracer(fx.Tracer):
         return proxy
 
     def _flag_node(self) -> fx.Node:
-        for node in self.graph.nodes:
-            if node.op == "call_module" and node.target == TRAINING_FLAG:
-                return node
-            if node.op != "placeholder":
-                with self.graph.inserting_before(node):
-                    flag = self.graph.call_module(TRAINING_FLAG)
-                flag.meta["val"] = bool(self.root.training)  # type: ignore[union-attr]
-                return flag
-        flag = self.graph.call_module(TRAINING_FLAG)
-        flag.meta["val"] = bool(self.root.training)  # type: ignore[union-attr]
+        """The one node that says whether the network is training; it stands behind the inputs."""
+        known = self.graph.find_nodes(op="call_module", target=TRAINING_FLAG)
+        if known:
+            found: fx.Node = known[0]
+            return found
+        inputs = self.graph.find_nodes(op="placeholder")
+        with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
+            flag = self.graph.call_module(TRAINING_FLAG)
+        flag.meta["val"] = bool(self.root.training)
         return flag
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -309,11 +312,11 @@ class CaptureTracer(fx.Tracer):
         args = fx.node.map_arg(node.args, value_of)
         kwargs = fx.node.map_arg(node.kwargs, value_of)
         if node.op == "call_module":
-            return self.runner.module(self.root.get_submodule(str(node.target)), args, kwargs)  # type: ignore[union-attr]
+            return self.runner.module(self.root.get_submodule(str(node.target)), args, kwargs)
         if node.op == "call_method":
             return self.runner.method(str(node.target), args, kwargs)
         if node.target is getattr:
-            return self.runner.get(*args)
+            return self.runner.get(args[0], str(args[1]))
         return self.runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
 
     def _where(self, node: fx.Node) -> str:

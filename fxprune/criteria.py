@@ -28,19 +28,21 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if not bool(finite.all()):
         bad = int((~finite).sum())
         raise WeightError(
-            f"'{name}' of shape {tuple(tensor.shape)} holds {bad} values that are NaN or Inf: no ranking of its channels "
-            f"means anything. Repair the weights, or exclude the layer"
+            f"'{name}' of shape {tuple(tensor.shape)} holds {bad} values that are NaN or Inf: no ranking of its "
+            f"channels means anything. Repair the weights, or exclude the layer"
         )
 
 
 def squared_norms(tensor: Tensor, axis: Axis) -> FloatArray:
     """The squared L2 norm of a weight's slice for each channel of an axis; shape ``(axis_length,)``."""
-    squares = tensor.detach().double().square()
+    weight = tensor.detach()
     if axis.groups > 1:
-        squares = squares.reshape(axis.groups, squares.shape[0] // axis.groups, squares.shape[1], -1).sum((1, 3))
+        weight = weight.reshape(axis.groups, weight.shape[0] // axis.groups, weight.shape[1], -1).permute(0, 2, 1, 3)
+        lines = weight.flatten(2).flatten(0, 1)
     else:
-        squares = squares.movedim(axis.dim, 0).reshape(squares.shape[axis.dim], -1).sum(1)
-    result: FloatArray = squares.reshape(-1).cpu().numpy()
+        lines = weight.movedim(axis.dim, 0).flatten(1) if weight.dim() > 1 else weight[:, None]
+    norms = torch.linalg.vector_norm(lines, dim=1)
+    result: FloatArray = norms.double().square().cpu().numpy()
     return result
 
 
@@ -53,15 +55,19 @@ def _norms(structure: Structure, role: str) -> tuple[FloatArray, FloatArray]:
             continue
         seen.add(use.axis)
         tensor = structure.recorder.original(use.axis.tensor)
-        check_finite(use.axis.tensor, tensor)
+        norms = squared_norms(tensor, use.axis)
+        if not np.isfinite(norms).all():
+            check_finite(use.axis.tensor, tensor)
         units = structure.unit[numbers(use.labels)]
-        total += np.bincount(units, squared_norms(tensor, use.axis), structure.units)
+        total += np.bincount(units, norms, structure.units)
         slices += np.bincount(units, minlength=structure.units)
     return total, slices
 
 
 def _by_reader(structure: Structure) -> FloatArray:
     read, readers = _norms(structure, "consumer")
+    if (readers[structure.group >= 0] > 0).all():
+        return np.sqrt(read)
     made, _ = _norms(structure, "producer")
     return np.sqrt(np.where(readers > 0, read, made))
 
@@ -79,14 +85,13 @@ CRITERIA: dict[str, Callable[[Structure], FloatArray]] = {
     "input-l2": _by_reader,
     "output-l2": _by_maker,
 }
-"""By name. ``"first"`` keeps the first channels. ``"input-l2"`` ranks a channel by the L2 norm of the weights that read it, over all
+"""By name. ``"first"`` keeps the first channels. ``"input-l2"`` ranks a channel by the L2 norm of the weights that
+read it, over all
 readers together (Lab 1 of MIT 6.5940); where no weights read it, its makers' count. ``"output-l2"`` ranks it by the
 weights that make it (after Li et al., 2017, arXiv:1608.08710)."""
 
 
-def unit_scores(
-    structure: Structure, groups: Sequence[ChannelGroup], criterion: Criterion
-) -> FloatArray:
+def unit_scores(structure: Structure, groups: Sequence[ChannelGroup], criterion: Criterion) -> FloatArray:
     """Score every unit.
 
     Args:
@@ -118,7 +123,8 @@ def _checked(values: Any, group: ChannelGroup) -> FloatArray:
     array = torch.as_tensor(values, dtype=torch.float64).detach().cpu().reshape(-1).numpy()
     if array.shape != (group.size,):
         raise ArgumentError(
-            f"the criterion gave {array.size} scores for the group '{group.name}' of {group.size} units; one each is needed"
+            f"the criterion gave {array.size} scores for the group '{group.name}' of {group.size} units; "
+            "one each is needed"
         )
     if np.isnan(array).any():
         raise ArgumentError(f"the criterion gave NaN for the group '{group.name}'; a ranking of NaN is meaningless")

@@ -59,8 +59,8 @@ class DependencyGraph:
     def __init__(self, gm: fx.GraphModule) -> None:
         if not isinstance(gm, fx.GraphModule) or any("val" not in node.meta for node in gm.graph.nodes):
             raise ArgumentTypeError(
-                "DependencyGraph needs a graph module from fxprune.trace(model, example_inputs), with the shape of every "
-                f"value; this is a {type(gm).__name__}. Use DependencyGraph.from_model(model, example_inputs)"
+                "DependencyGraph needs a graph module from fxprune.trace(model, example_inputs), with the shape of "
+                f"every value; this is a {type(gm).__name__}. Use DependencyGraph.from_model(model, example_inputs)"
             )
         self.gm = gm
         self.structure: Structure = settle(gm, read(gm))
@@ -110,7 +110,9 @@ class DependencyGraph:
     def check_layer(self, layer: str) -> None:
         """Raise UnknownNameError unless the layer is known."""
         if layer not in self.layers:
-            raise UnknownNameError(f"no layer '{layer}' with channels in the network; {nearest_names(layer, self.layers)}")
+            raise UnknownNameError(
+                f"no layer '{layer}' with channels in the network; {nearest_names(layer, self.layers)}"
+            )
 
     def explain(self, layer: str) -> str:
         """Say what a layer's channels are coupled with and through which operators, or why they cannot be removed.
@@ -127,8 +129,9 @@ class DependencyGraph:
     def to_networkx(self) -> nx.MultiDiGraph:
         """The layers as nodes, and edges that say what couples them.
 
-        Nodes carry ``kind`` (class name), ``groups`` (indices into :attr:`groups` of their outputs) and ``frozen``. Edges go
-        from a producer to each follower and consumer of its channels, with ``relation`` (``"follower"`` or ``"consumer"``),
+        Nodes carry ``kind`` (class name), ``groups`` (indices into :attr:`groups` of their outputs) and ``frozen``.
+        Edges go from a producer to each follower and consumer of its channels, with ``relation`` (``"follower"`` or
+        ``"consumer"``),
         ``group`` (an index) and ``channels`` (how many); ``relation="peer"`` links the producers of one group in a row.
         """
         graph: nx.MultiDiGraph = nx.MultiDiGraph()

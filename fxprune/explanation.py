@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Explainer"]
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ class Explainer:
         way = [label]
         while self._previous[way[-1]] > 0:
             way.append(int(self._previous[way[-1]]))
-        nodes = [node for a, b in zip(way, way[1:], strict=False) if (node := self._tie_between(a, b))]
+        nodes = [node for a, b in itertools.pairwise(way) if (node := self._tie_between(a, b))]
         last = way[-1]
         reason = next((f.reason for f in self.freezes if (f.labels == last).any()), None)
         return list(dict.fromkeys(nodes)), reason or Reason("nothing makes these channels that could make fewer")

@@ -1,6 +1,7 @@
 """The lattice: which channel an element of a value depends on, for every element, without materialising them.
 
-A value's labels are *layers*. A layer names, for every position along the dimensions in which it varies, the channel without
+A value's labels are *layers*. A layer names, for every position along the dimensions in which it varies, the channel
+without
 which the element would not exist; along every other dimension it has size 1. An element exists if the labels of all
 layers exist. Two layers never share a dimension, and within one layer every label occurs once, so a label
 also names a position: that is what lets an order be followed through any data movement.
@@ -8,7 +9,18 @@ also names a position: that is what lets an order be followed through any data m
 
 from __future__ import annotations
 
-__all__ = ["IntArray", "Labels", "Layer", "Lookup", "Reason", "arange", "compact", "first_per_line", "spread"]
+__all__ = [
+    "IntArray",
+    "Labels",
+    "Layer",
+    "Lookup",
+    "Reason",
+    "arange",
+    "broadcast",
+    "compact",
+    "first_per_line",
+    "spread",
+]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -190,6 +202,15 @@ def _occurrence(key: IntArray) -> IntArray:
     result = np.empty_like(rank)
     result[order] = rank
     return result
+
+
+def broadcast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors expanded to their common shape.
+
+    Raises:
+        RuntimeError: They have none.
+    """
+    return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
 
 
 def arange(first: int, count: int) -> Tensor:

@@ -110,6 +110,7 @@ def _attach(tied: list[WeightPlace], mask: Tensor) -> None:
     shared = Mask(mask)
     for owner, attribute in dict.fromkeys((place.owner, place.attribute) for place in tied):
         parametrize.register_parametrization(owner, attribute, shared)
+        owner.parametrizations.train(owner.training)  # type: ignore[union-attr]
         _give_own_class(owner)
 
 

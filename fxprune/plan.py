@@ -57,8 +57,8 @@ class ChannelPlan:
         tensors: What each parameter and buffer that changes keeps, by name.
         changes: What becomes of graph nodes that name sizes, by node name.
         attributes: What becomes of attributes of layers, by layer and attribute name.
-        inexact: Nodes that compute something else with fewer channels (a softmax or a mean over channels, say), and why.
-        gm: The traced network that the plan is for.
+        inexact: Nodes that compute something else with fewer channels (a softmax or a mean over channels, say), and
+        why. gm: The traced network that the plan is for.
         structure: The analysis that it follows from.
         kept: Whether each unit stays.
         place: For a permutation, the label that takes each label's place.
@@ -88,10 +88,10 @@ class ChannelPlan:
             ArgumentError: The model lacks a tensor of the plan, or has it in another shape.
             InternalError: The result is not what the plan says; a mistake in fxprune.
         """
-        from fxprune.passes.channel_pruning import ChannelPruning
+        from fxprune.passes.channel_pruning import rewrite
         from fxprune.rewriting import graph_over
 
-        return ChannelPruning(self)(graph_over(self.gm, model)).graph_module
+        return rewrite(graph_over(self.gm, model), self)
 
     def report(self) -> str:
         """A table with a line for every layer: its channels before and after, or why it is untouched."""
@@ -115,9 +115,11 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
         if not same:
             cuts.setdefault(axis.tensor, []).append((axis, index))
     alive = structure.alive(kept)
-    inexact = {
-        record.node: record.text for record in recorder.inexacts if not alive[record.labels].all()
-    }
+    inexact = {}
+    for record in recorder.inexacts:
+        left = alive[record.lines].sum(axis=1)
+        if ((left > 0) & (left < record.lines.shape[1])).any():
+            inexact[record.node] = record.text
     return ChannelPlan(
         layers=_layers(structure, indices),
         tensors={name: TensorCut(tuple(axes)) for name, axes in cuts.items()},

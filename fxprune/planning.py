@@ -40,8 +40,10 @@ def plan_channels(
 
     Args:
         deps: The dependency graph.
-        ratio: The fraction to remove, in [0, 1): a number for all groups; a sequence with one for each group that can be
-            pruned, in the order of ``deps.prunable`` (or for each of ``deps.groups``, frozen ones being 0); or a mapping
+        ratio: The fraction to remove, in [0, 1): a number for all groups; a sequence with one for each group that can
+        be
+            pruned, in the order of ``deps.prunable`` (or for each of ``deps.groups``, frozen ones being 0); or a
+            mapping
             from layer names, which holds for the whole group of the layer's outputs, other groups staying whole.
         criterion: A name from :data:`fxprune.criteria.CRITERIA`, or a function from a group to one score for each unit.
         scope: ``"group"`` removes the ratio from every group; ``"global"`` ranks the units of all groups together,
@@ -50,8 +52,8 @@ def plan_channels(
         round_to: Round the channels that a group keeps up to a multiple of this.
 
     Returns:
-        The plan. A group of n units keeps ``int(round(n * (1 - ratio)))``, never fewer than 1; groups whose blocks must stay
-        equal keep the nearest number that allows it.
+        The plan. A group of n units keeps ``int(round(n * (1 - ratio)))``, never fewer than 1; groups whose blocks
+        must stay equal keep the nearest number that allows it.
 
     Raises:
         ArgumentError: A ratio outside [0, 1) or NaN, a sequence of the wrong length, two ratios for one group.
@@ -166,7 +168,7 @@ def _keep(
 
 
 def _carried(ratios: NDArray[np.float64], old: Structure, new: Structure) -> NDArray[np.float64]:
-    """Ratios of a refined structure's groups: those of the groups that their units belonged to, the least where they differ."""
+    """Ratios of a refined structure's groups: the least of those that their units had before."""
     result = np.zeros(new.groups)
     first = np.zeros(new.units, dtype=np.int64)
     first[new.unit[::-1]] = np.arange(len(new.unit))[::-1]

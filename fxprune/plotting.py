@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ["sensitivity_curves", "trade_off", "weight_histograms", "width_bars"]
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,6 +19,7 @@ from fxprune.errors import ArgumentError
 
 _DENSE = "#b8bcc4"
 _PRUNED = "#2f6fb3"
+_LIGHT = "#9dbfe0"
 _ACCENT = "#c8553d"
 _COLUMNS = 3
 _MARKERS = "os^Dv<>Pp*Xh"
@@ -98,8 +100,9 @@ def sensitivity_curves(
         axes.axhline(baseline, color=_ACCENT, linestyle="--", linewidth=1.2, label="dense")
     axes.set_xlabel(xlabel)
     axes.set_ylabel("accuracy")
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xticks(sorted({x for curve in curves.values() for x in curve}))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     axes.set_title(title)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
@@ -145,7 +148,7 @@ def width_bars(
 
 
 def trade_off(
-    accuracy: Mapping[str, float],
+    accuracy: Mapping[str, Mapping[str, float]],
     costs: Mapping[str, Mapping[str, float]],
     *,
     title: str = "What accuracy is left, and what it costs",
@@ -153,51 +156,62 @@ def trade_off(
     """Draw the accuracy of several networks beside what each costs relative to the first.
 
     Args:
-        accuracy: Accuracy (0 to 1) by network.
+        accuracy: By stage (such as ``"as pruned"`` and ``"fine-tuned"``), the accuracy (0 to 1) of each network. The
+            first stage names all networks, a later one may leave some out.
         costs: By measure (such as ``"MACs"``), what each of the networks costs, in any unit. A measure may leave
-            networks out.
+            networks out, but not the first.
         title: Of the figure.
 
     Raises:
-        ArgumentError: ``accuracy`` or ``costs`` is empty, or a measure lacks the first network or names an unknown one.
+        ArgumentError: ``accuracy`` or ``costs`` is empty, a measure lacks the first network, or one of them names a
+            network that the first stage does not.
     """
     _require(accuracy, "accuracy")
     _require(costs, "costs")
-    names = list(accuracy)
+    names = list(next(iter(accuracy.values())))
+    for what, by_name in [*accuracy.items(), *costs.items()]:
+        if not by_name.keys() <= set(names):
+            raise ArgumentError(f"{what!r} may name no networks but {names}; it names {list(by_name)}")
     for measure, by_name in costs.items():
-        if not set(by_name) <= set(names) or not by_name.get(names[0]):
+        if not by_name.get(names[0]):
             raise ArgumentError(
-                f"{measure!r} must have a cost above 0 for {names[0]!r}, which the others are compared with, and name "
-                f"no networks but {names}; it has {dict(by_name)}"
+                f"{measure!r} needs a cost above 0 for {names[0]!r}, which the others are compared with, not "
+                f"{by_name.get(names[0])}"
             )
-    figure = Figure(figsize=(12.5, 1.6 + 0.55 * len(names)), layout="constrained")
+    shares = {
+        measure: {name: cost / by_name[names[0]] for name, cost in by_name.items()}
+        for measure, by_name in costs.items()
+    }
+    figure = Figure(figsize=(12.5, 1.5 + 0.24 * len(names) * max(len(costs), len(accuracy))), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.3))
-    at = np.arange(len(names))
-    bars = left.barh(at, list(accuracy.values()), color=[_DENSE, *[_PRUNED] * (len(names) - 1)], height=0.66)
-    left.bar_label(bars, [f"{100 * value:.2f} %" for value in accuracy.values()], padding=3, fontsize=9)
-    left.set_yticks(at, names)
-    left.set_xlim(0, 1.18)
-    left.set_xticks(np.linspace(0, 1, 6))
-    left.xaxis.set_major_formatter(PercentFormatter(1))
-    left.set_xlabel("accuracy")
+    _grouped_bars(left, names, accuracy, (_LIGHT, _PRUNED, _ACCENT), "{:.2f} %")
+    _grouped_bars(right, names, shares, list(colormaps["viridis"](np.linspace(0.15, 0.85, len(costs)))), "{:.0f} %")
+    left.set_yticks(np.arange(len(names)), names)
     left.invert_yaxis()
-    height = 0.8 / len(costs)
-    colours = colormaps["viridis"](np.linspace(0.15, 0.85, len(costs)))
-    for i, (measure, by_name) in enumerate(costs.items()):
-        rows = [row for row, name in enumerate(names) if name in by_name]
-        shares = [by_name[names[row]] / by_name[names[0]] for row in rows]
-        bars = right.barh(
-            [row - 0.4 + (i + 0.5) * height for row in rows], shares, height=height, color=colours[i], label=measure
-        )
-        right.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, fontsize=7)
+    left.set_xlabel("accuracy")
     right.set_xlabel(f"cost relative to {names[0]}")
-    right.xaxis.set_major_formatter(PercentFormatter(1))
-    right.margins(x=0.1)
     figure.suptitle(title)
-    figure.legend(loc="outside lower right", ncols=len(costs), frameon=False, fontsize=9)
-    _plain(left)
-    _plain(right)
     return figure
+
+
+def _grouped_bars(
+    axes: Axes, names: Sequence[str], series: Mapping[str, Mapping[str, float]], colours: Sequence[Any], shown: str
+) -> None:
+    height = 0.8 / len(series)
+    for i, (label, by_name) in enumerate(series.items()):
+        # A network with a single bar has it in the middle of its row.
+        rows = [
+            row - 0.4 + (i + 0.5) * height if sum(name in other for other in series.values()) > 1 else row
+            for row, name in enumerate(names)
+            if name in by_name
+        ]
+        values = [by_name[name] for name in names if name in by_name]
+        bars = axes.barh(rows, values, height=0.92 * height, color=colours[i % len(colours)], label=label)
+        axes.bar_label(bars, [shown.format(100 * value) for value in values], padding=3, fontsize=8)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.margins(x=0.14)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=len(series), frameon=False, fontsize=9)
+    _plain(axes)
 
 
 def _require(mapping: Mapping[str, object], name: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from fxprune.capture import source_of, value_of
+from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
 from fxprune.rules.table import RULES, Rule
@@ -136,7 +136,9 @@ class Reading(ABC):
 
     def _read(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self.unlabelled(node.meta["val"], Reason("the network's input has a fixed number of channels", node.name))
+            return self.unlabelled(
+                node.meta["val"], Reason("the network's input has a fixed number of channels", node.name)
+            )
         if node.op == "get_attr":
             return self.parameter(str(node.target))
         args = self.arguments(node.args)
@@ -173,7 +175,7 @@ class Reading(ABC):
         return None
 
     def without_labels(self, args: Any, kwargs: Any) -> Any:
-        """The answer for a call that has no rule or no labelled argument: a number, a new tensor, or an opaque operator."""
+        """The answer for a call without rule or labelled argument: a number, a new tensor, an opaque operator."""
         node = self.node
         if not labels_in((args, kwargs)):
             if not any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
@@ -263,6 +265,14 @@ class Reading(ABC):
     # What the rules ask for -------------------------------------------------------------------------------------------
 
     @abstractmethod
+    def fact(self, value: Any) -> Any:
+        """What the rule found in the original network, where the pruned one may say otherwise."""
+
+    @abstractmethod
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter or buffer in the original network."""
+
+    @abstractmethod
     def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Numbers that a call calculates with keep the values that they had in the original network."""
 
@@ -325,8 +335,8 @@ class Reading(ABC):
         """The current node sums over the channels of ``layers`` in its argument ``position``."""
 
     @abstractmethod
-    def inexact(self, layers: Sequence[Layer], text: str) -> None:
-        """Removing any of these channels changes what the current node computes."""
+    def inexact(self, layers: Sequence[Layer], dims: Sequence[int], text: str) -> None:
+        """The current node computes over ``dims`` something that removing a part of the channels along them changes."""
 
     @property
     def first(self) -> int | str:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
-from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, arange, compact, spread
-from fxprune.reading import Axis, Reading, Use, axis_length, fold
+from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
+from fxprune.reading import Axis, Reading, Use, axis_length
 from fxprune.rules.table import Rule
 
 
@@ -72,10 +71,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Inexact:
-    """A computation that removing any of these labels changes."""
+    """A computation along lines: removing a part of a line changes it, removing all of it does not."""
 
     node: str
-    labels: IntArray
+    lines: IntArray
     text: str
 
 
@@ -157,6 +156,11 @@ class Recorder(Reading):
         """Nothing has changed yet."""
         return args, kwargs
 
+    def fact(self, value: Any) -> Any:
+        """This is the original network."""
+        self._note(value)
+        return value
+
     def fresh(self, count: int) -> Tensor:
         """New names."""
         labels = arange(self.count, count)
@@ -209,7 +213,7 @@ class Recorder(Reading):
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Record the ties."""
-        left, right = (numbers(t) for t in torch.broadcast_tensors(a, b))
+        left, right = (numbers(t) for t in broadcast(a, b))
         self._note(Lookup((left, right), left))
         if not np.array_equal(left, right):
             self.ties.append(Tie(left, right, self.node.name))
@@ -252,7 +256,7 @@ class Recorder(Reading):
 
     def product(self, layers: Sequence[Layer]) -> Layer:
         """New names for the positions of several layers together."""
-        tensors = torch.broadcast_tensors(*(layer.tensor for layer in layers))
+        tensors = broadcast(*(layer.tensor for layer in layers))
         labels = self.fresh(tensors[0].numel())
         self._note(Lookup(tuple(numbers(t) for t in tensors), numbers(labels)))
         tensor = labels.reshape(tensors[0].shape)
@@ -283,7 +287,7 @@ class Recorder(Reading):
         if single:
             return settle(outs, *moved)
         if not isinstance(outs, tuple | list):
-            return fold(lambda v: v, outs)
+            return outs
         pieces = [settle(out, *(m[i] for m in moved)) for i, out in enumerate(outs)]
         return type(outs)(pieces) if type(outs) in (tuple, list) else tuple(pieces)
 
@@ -320,10 +324,12 @@ class Recorder(Reading):
         if layers:
             self.reads_.append(Read(self.node.name, position, labels.full, tuple(layers)))
 
-    def inexact(self, layers: Sequence[Layer], text: str) -> None:
+    def inexact(self, layers: Sequence[Layer], dims: Sequence[int], text: str) -> None:
         """Record a computation that depends on the number of channels."""
         for layer in layers:
-            self.inexacts.append(Inexact(self.node.name, numbers(layer.tensor), text))
+            self.inexacts.append(
+                Inexact(self.node.name, _lines(layer.tensor, [d for d in dims if d in layer.dims]), text)
+            )
 
     def filler(self, count: int) -> Tensor:
         """Names that nothing holds."""

@@ -1,7 +1,8 @@
 """The second reading: the network that a plan describes, read by the same rules from the channels that it keeps.
 
 It finds what the plan leaves open: the true order in which every tensor must be gathered, and what each size that the
-author wrote down becomes. And it checks every step: what is moved, meets or is summed must be, position by position, what the first reading saw there.
+author wrote down becomes. And it checks every step: what is moved, meets or is summed must be, position by position,
+what the first reading saw there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ __all__ = ["Change", "Conflict", "Replay"]
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from fxprune.capture import source_of
+from fxprune.capture import source_of, value_of
 from fxprune.errors import InternalError
-from fxprune.labels import IntArray, Labels, Layer, Lookup, spread
-from fxprune.reading import Axis, Call, Reading, axis_length, fold
+from fxprune.labels import IntArray, Labels, Layer, Lookup, broadcast, spread
+from fxprune.reading import Axis, Call, Reading, axis_length
 from fxprune.recorder import Moved, Recorder, _lines, numbers
 from fxprune.rules.table import Rule
+from fxprune.spelling import labels_free, merge, moved_records, shapes_left
 
 
 class Conflict(Exception):
@@ -118,8 +119,8 @@ class Replay(Reading):
     def _check_length(self, axis: Axis) -> None:
         if self.settled and axis_length(self.original(axis.tensor), axis) != len(self.axes[axis]):
             raise InternalError(
-                f"'{axis.tensor}' has shape {tuple(self.original(axis.tensor).shape)} after the rewrite, but its dimension "
-                f"{axis.dim} must index {len(self.axes[axis])} channels, at {source_of(self.node)}"
+                f"'{axis.tensor}' has shape {tuple(self.original(axis.tensor).shape)} after the rewrite, but its "
+                f"dimension {axis.dim} must index {len(self.axes[axis])} channels, at {source_of(self.node)}"
             )
 
     def _change(self, args: Any, kwargs: Any, op: str | None = None, target: Any = None) -> None:
@@ -131,6 +132,14 @@ class Replay(Reading):
     def canonical(self, name: str) -> str:
         """As in the first reading."""
         return self.recorder.canonical_of(name)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """As in the first reading."""
+        return self.recorder.shape_of(name)
+
+    def fact(self, value: Any) -> Any:
+        """As in the first reading."""
+        return self._next()
 
     # What the rules ask for -------------------------------------------------------------------------------------------
 
@@ -192,9 +201,11 @@ class Replay(Reading):
         """What meets here must have met in the first reading."""
         record: Lookup = self._next()
         try:
-            left, right = torch.broadcast_tensors(a, b)
+            left, right = broadcast(a, b)
         except RuntimeError:
-            raise self._conflict(torch.cat([a.reshape(-1), b.reshape(-1)]), "different numbers of channels meet") from None
+            raise self._conflict(
+                torch.cat([a.reshape(-1), b.reshape(-1)]), "different numbers of channels meet"
+            ) from None
         if not record.has(numbers(left), numbers(right)):
             raise self._conflict(torch.cat([left.reshape(-1), right.reshape(-1)]), "channels do not line up")
 
@@ -237,7 +248,7 @@ class Replay(Reading):
         """The names that the positions have together."""
         record: Lookup = self._next()
         try:
-            tensors = torch.broadcast_tensors(*(layer.tensor for layer in layers))
+            tensors = broadcast(*(layer.tensor for layer in layers))
         except RuntimeError:
             raise self._conflict(layers[0].tensor, "different numbers of channels meet") from None
         labels = record(*(numbers(t) for t in tensors))
@@ -294,67 +305,42 @@ class Replay(Reading):
     def _calls(
         self, value: Labels, args: Any, kwargs: Any, spell: Any, pieces: list[Tensor], step: int
     ) -> Iterator[Call]:
+        """The call as it is, with the original's numbers, and in the ways that the rule knows."""
         yield Call(args, kwargs)
-        originals = [fx.node.map_arg(a, lambda n: n.meta["val"]) for a in (self.node.args[1:], self.node.kwargs)]
+        originals: tuple[Any, Any] = (
+            fx.node.map_arg(self.node.args[1:], value_of),
+            fx.node.map_arg(self.node.kwargs, value_of),
+        )
         if not labels_free(originals):
-            originals = [args, kwargs]
-        elif originals != [args, kwargs]:
+            originals = (args, kwargs)
+        elif originals != (args, kwargs):
             yield Call(*originals)
         if spell is not None:
-            records: list[list[Moved]] = []
-            for _ in pieces:
-                found = []
-                for _ in value.layers:
-                    found.append(self.recorder.log[self.node.name][step])
-                    step += 1
-                while step < len(self.recorder.log[self.node.name]) and not isinstance(
-                    self.recorder.log[self.node.name][step], Moved
-                ):
-                    step += 1
-                records.append(found)
-            alternatives = [list(self._left(found)) for found in records]
-            for shapes in _zip_alternatives(alternatives):
-                for base in ((args, kwargs), tuple(originals)):
+            records = moved_records(self.recorder.log[self.node.name][step:], len(pieces), len(value.layers))
+            for shapes in shapes_left(records, self.alive):
+                for base in ((args, kwargs), originals):
                     yield from spell(value, shapes, *base)
-
-    def _left(self, records: list[Moved]) -> Iterator[tuple[int, ...]]:
-        """The shapes that a piece may have, by what is left of its layers."""
-        options = []
-        for record in records:
-            tensor, dims = record.origin.tensor, record.origin.dims
-            mask = self.alive[tensor.numpy()]
-            found = []
-            for free in sorted(dims, reverse=True) or [None]:
-                sizes = {}
-                for dim in dims:
-                    others = tuple(d for d in range(mask.ndim) if d != dim)
-                    line = mask.sum(axis=dim)
-                    sizes[dim] = int(line.max()) if dim == free else int(mask.any(axis=others).sum())
-                if sizes not in found:
-                    found.append(sizes)
-            options.append(found)
-        for choice in product(*options):
-            full = list(records[0].full)
-            for sizes in choice:
-                for dim, size in sizes.items():
-                    full[dim] = size
-            yield tuple(full)
 
     def _write(self, call: Call, args: Any, kwargs: Any) -> None:
         if call.op is None and (call.args, call.kwargs) == (args, kwargs):
             return
         raw = self.node.args[1:]
         new = call.args if call.op else merge(raw, args, call.args)
-        kw = dict(call.kwargs) if call.op else {k: merge(self.node.kwargs.get(k), kwargs.get(k), v) for k, v in call.kwargs.items()}
+        kw = (
+            dict(call.kwargs)
+            if call.op
+            else {k: merge(self.node.kwargs.get(k), kwargs.get(k), v) for k, v in call.kwargs.items()}
+        )
         self._change((self.node.args[0], *new), kw, call.op, call.target)
 
     def _settle_all(self, parts: list[list[Tensor]], pieces: list[Tensor], value: Labels) -> list[Labels] | None:
         settled = []
         for part, out in zip(parts, pieces, strict=True):
             layers: list[Layer] = []
-            for tensor in part:
-                record: Moved = self._next()
-                fitted = self._fit(tensor, record)
+            records: list[Moved] = [self._next() for _ in part]
+            labelled = {d for record in records for d in record.origin.dims}
+            for tensor, record in zip(part, records, strict=True):
+                fitted = self._fit(tensor, record, labelled)
                 if fitted is None:
                     return None
                 if record.layer is not None:
@@ -369,22 +355,25 @@ class Replay(Reading):
             tensor = function([spread(layer, shape) for layer, shape in parts])
         except RuntimeError:
             raise self._conflict(record.origin.tensor, "different numbers of channels are put together") from None
-        fitted = self._fit(tensor, record)
+        fitted = self._fit(tensor, record, set(record.origin.dims))
         if fitted is None:
             raise self._conflict(record.origin.tensor, "what is left cannot be put together")
         return fitted
 
-    def _fit(self, tensor: Tensor, record: Moved) -> Layer | None:
-        """The layer under its names, or None if this is not what is left of the first reading's."""
+    def _fit(self, tensor: Tensor, record: Moved, labelled: set[int]) -> Layer | None:
+        """The layer under its names, or None if this is not what is left of the first reading's.
+
+        Only dimensions in ``labelled``, which some layer of the value varies along, may have another size.
+        """
         origin = record.origin
         if tensor.dim() != len(record.full):
             return None
         for dim, size in enumerate(record.full):
             if dim not in origin.dims:
-                if tensor.shape[dim] != size:
+                if tensor.shape[dim] != size and dim not in labelled:
                     return None
                 first = tensor.narrow(dim, 0, 1)
-                if size > 1 and tensor.stride(dim) != 0 and tensor.ne(first).any():
+                if tensor.shape[dim] > 1 and tensor.stride(dim) != 0 and tensor.ne(first).any():
                     return None
                 tensor = first
         labels, old = numbers(tensor), numbers(origin.tensor)
@@ -414,7 +403,7 @@ class Replay(Reading):
     def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
         """Nothing to check: what is summed was checked where it met the weights."""
 
-    def inexact(self, layers: Sequence[Layer], text: str) -> None:
+    def inexact(self, layers: Sequence[Layer], dims: Sequence[int], text: str) -> None:
         """Known from the first reading."""
 
     def filler(self, count: int) -> Tensor:
@@ -436,32 +425,11 @@ class Replay(Reading):
 
     def attribute_value(self, name: str, value: Any) -> None:
         """Note what the attribute says now."""
-        self.attributes[str(self.node.target), name] = value
+        if self.node.op == "call_module":
+            self.attributes[str(self.node.target), name] = value
 
     def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
         """Note what the attribute says now."""
-        if labels is not None:
+        if labels is not None and self.node.op == "call_module":
             size = len(labels)
             self.attributes[str(self.node.target), name] = count(size) if count else size
-
-
-def labels_free(value: Any) -> bool:
-    """Whether a nested value holds numbers only."""
-    found: list[bool] = []
-    fold(lambda v: found.append(True) if isinstance(v, Labels | Tensor) else None, value)
-    return not found
-
-
-def merge(raw: Any, old: Any, new: Any) -> Any:
-    """Arguments with ``new`` values where they differ from ``old``, and the nodes and literals of ``raw`` elsewhere."""
-    if isinstance(new, slice) and isinstance(raw, slice):
-        parts = [merge(getattr(raw, p), getattr(old, p), getattr(new, p)) for p in ("start", "stop", "step")]
-        return slice(*parts)
-    if isinstance(new, tuple | list) and isinstance(raw, tuple | list) and len(new) == len(raw) == len(old):
-        return type(new)([merge(r, o, n) for r, o, n in zip(raw, old, new, strict=True)])
-    return raw if type(old) is type(new) and old == new else new
-
-
-def _zip_alternatives(alternatives: list[list[tuple[int, ...]]]) -> Iterator[list[tuple[int, ...]]]:
-    for i in range(max(len(options) for options in alternatives)):
-        yield [options[min(i, len(options) - 1)] for options in alternatives]

@@ -131,6 +131,8 @@ class Recording:
 class Rerun(nn.Module):
     """A network that starts at a cut wherever the recording has the values for it, and computes the same.
 
+    What it gives carries no gradient.
+
     Args:
         network: The network. Up to the cut it must be the recorded one, node by node and weight by weight.
         recording: The calls of a previous evaluation.
@@ -194,7 +196,9 @@ class _Runner(fx.Interpreter):
     def finish(self, inputs: list[Any], start: int, values: Mapping[str, Any]) -> Any:
         """Run everything from node ``start`` on, given the values that cross it."""
         before = self._order[:start]
-        result = self.run(*inputs, initial_env={node: values.get(node.name, _DEAD) for node in before})
+        # A gradient could not reach what comes before the cut; better none than half of one.
+        with torch.no_grad():
+            result = self.run(*inputs, initial_env={node: values.get(node.name, _DEAD) for node in before})
         self.env = {}
         return result
 
@@ -216,7 +220,7 @@ class _Runner(fx.Interpreter):
         """Run a node; at the cut, catch what is alive."""
         if self._catching and n is self._cut_node:
             alive = {node.name: value for node, value in self.env.items() if value is not _DEAD}
-            # A gradient is nobody's business here, and its graph would keep everything before the cut in memory.
+            # Inputs and parameters may require a gradient all the same, and then could not be copied or changed.
             alive = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, alive)
             tensors = [v for v in tree_leaves(alive) if isinstance(v, Tensor)]
             self._versions = [(v, None if v.is_inference() else v._version) for v in tensors]

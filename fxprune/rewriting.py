@@ -35,7 +35,8 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         except AttributeError:
             if not name.startswith("_"):
                 raise ArgumentError(
-                    f"{type(model).__name__} has no '{name}', which the plan was made for; apply the plan to the model that it was made for"
+                    f"{type(model).__name__} has no '{name}', which the plan was made for; "
+                    "apply the plan to the model that it was made for"
                 ) from None
             root[name] = gm.get_submodule(name) if node.op == "call_module" else _attribute(gm, name)
     over = fx.GraphModule(root, gm.graph, gm.__class__.__name__)
@@ -44,7 +45,8 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     for name, tensor in _tensors(over).items():
         if shapes.get(name) != tuple(tensor.shape):
             raise ArgumentError(
-                f"'{name}' has shape {tuple(tensor.shape)}, but the plan was made for {shapes.get(name)}; make a new plan"
+                f"'{name}' has shape {tuple(tensor.shape)}, but the plan was made for {shapes.get(name)}; "
+                "make a new plan"
             )
     for name, module in over.named_modules():
         if name and not any(True for _ in module.parameters(recurse=False)):

@@ -21,7 +21,7 @@ def keep_count(size: int, ratio: float, round_to: int = 1) -> int:
 
     With ``round_to`` above 1 the count is raised to the next multiple, where there are that many.
     """
-    count = max(1, int(round(size * (1 - ratio))))
+    count = max(1, round(size * (1 - ratio)))
     if round_to > 1 and ratio > 0:
         count = -(-count // round_to) * round_to
     return min(size, count)
@@ -77,11 +77,9 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
             continue
         kinds, index = np.unique(structure.kind[members], return_inverse=True)
         sizes = np.bincount(index)
-        wanted = sizes * (count / len(members))
-        if len(kinds) > 1:
-            counts = class_counts(sizes, wanted, _balance(structure, kinds, group))
-        else:
-            counts = np.array([count])
+        wanted = (sizes * (count / len(members))).astype(np.float64)
+        balance = _balance(structure, kinds, group) if len(kinds) > 1 else np.zeros((0, 1))
+        counts = class_counts(sizes, wanted, balance)
         for number in range(len(kinds)):
             units = members[index == number]
             order = units[np.argsort(-scores[units], kind="stable")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["DEFAULT_SPARSITIES", "Sensitivity", "sensitivity"]
 
 import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,10 +16,12 @@ from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
 from fxprune.capture import Example, trace
+from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, NothingToPruneError, UnknownNameError, nearest_names
 from fxprune.masks import LAYERS, check_sparsity, magnitude_mask, prunable_weights, weight_places
 from fxprune.parametrizing import copy_network, freeze_parametrizations
+from fxprune.passes.fine_grained_pruning import FineGrainedPruning
 from fxprune.planning import plan_channels
 from fxprune.rerun import Recording, Rerun, first_difference, first_use, same_state
 
@@ -60,6 +62,7 @@ def sensitivity(
     kind: Literal["weights", "channels"] = "weights",
     progress: bool = True,
     *,
+    criterion: Criterion = "input-l2",
     cache_bytes: int = 2 * 2**30,
 ) -> Sensitivity:
     """Prune one layer at a time, at each sparsity, and evaluate (Han et al., 2015, arXiv:1506.02626, section 4.1).
@@ -80,6 +83,7 @@ def sensitivity(
             :func:`fxprune.prune_weights`. ``"channels"``: the channels of the group that the layer makes are
             removed, as in :func:`fxprune.prune_channels`; layers of one group get the same curve.
         progress: Whether to show a progress bar.
+        criterion: How channels are ranked, as for :func:`fxprune.plan_channels`; weights always go by magnitude.
         cache_bytes: How much memory the kept values may take, on the device where they were computed; batches beyond
             that are computed again.
 
@@ -99,9 +103,10 @@ def sensitivity(
         >>> curves.accuracy["backbone.conv0"]
     """
     tried = _check_arguments(sparsities, kind, evaluate)
-    gm = copy_network(trace(model, example_inputs))
-    freeze_parametrizations(gm)
-    sweep: _WeightSweep | _ChannelSweep = _WeightSweep(gm) if kind == "weights" else _ChannelSweep(gm)
+    gm = trace(model, example_inputs)
+    sweep: _WeightSweep | _ChannelSweep = _WeightSweep(gm) if kind == "weights" else _ChannelSweep(gm, criterion)
+    if not sweep.layers:
+        raise NothingToPruneError(f"the network has no layer that can be pruned: {sweep.reason}")
     chosen = _choose(sweep.layers, layers)
     recording = Recording(cache_bytes)
     curves: dict[str, list[float]] = {layer: [] for layer in chosen}
@@ -109,11 +114,11 @@ def sensitivity(
         whole = copy_network(gm)
         dense = _evaluate(evaluate, Rerun(whole, recording, None))
         bar.update()
-        # An evaluation that updates weights or statistics needs every layer to run, and a fresh network each time.
-        stateless = same_state(gm, whole)
+        # An evaluation that trains or updates statistics needs every layer to run, and a fresh network each time.
+        stateless = same_state(gm, whole) and all(p.grad is None for p in whole.parameters())
         del whole
-        for point in sweep.points(chosen, tried):
-            network = Rerun(point.network, recording, point.cut) if stateless else copy_network(point.network)
+        for point in sweep.points(chosen, tried) if stateless else sweep.whole_points(chosen, tried):
+            network = point.network if point.cut is None else Rerun(point.network, recording, point.cut)
             accuracy = _evaluate(evaluate, network)
             for layer in point.layers:
                 curves[layer].append(accuracy)
@@ -123,41 +128,55 @@ def sensitivity(
 
 @dataclass(frozen=True)
 class _Point:
-    """One network to evaluate: for which layers it counts, and from which node on it differs from the dense one."""
+    """One network to evaluate: for which layers it counts, and from which node on it differs from the dense one.
+
+    Without such a node the network is fresh, and may be changed.
+    """
 
     layers: tuple[str, ...]
     network: fx.GraphModule
-    cut: int
+    cut: int | None = None
 
 
 class _WeightSweep:
-    """Sparsifies one layer after another, in place, in the order in which they run."""
+    """Sparsifies one layer after another, in the order in which they run."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
-        places = weight_places(gm)
         self._weights: dict[str, list[str]] = {}
+        places = weight_places(gm)
         for name in prunable_weights(gm):
-            owner = places[name].owner
             # A weight that only a function reads has no layer: it goes by its own name.
-            layer = name.rpartition(".")[0] if isinstance(owner, LAYERS) else name
+            layer = name.rpartition(".")[0] if isinstance(places[name].owner, LAYERS) else name
             self._weights.setdefault(layer, []).append(name)
-        self._places = places
 
     @property
     def layers(self) -> tuple[str, ...]:
         return tuple(self._weights)
 
+    @property
+    def reason(self) -> str:
+        return "there is neither a convolution nor a linear layer"
+
+    def whole_points(self, layers: Sequence[str], sparsities: Sequence[float]) -> Iterator[_Point]:
+        for layer in layers:
+            for sparsity in sparsities:
+                pruning = FineGrainedPruning(sparsity=dict.fromkeys(self._weights[layer], sparsity))
+                yield _Point((layer,), pruning.call(self._gm).graph_module)
+
     def points(self, layers: Sequence[str], sparsities: Sequence[float]) -> Iterator[_Point]:
-        cuts = {layer: first_use(self._gm, self._weights[layer]) for layer in layers}
+        network = copy_network(self._gm)
+        freeze_parametrizations(network)
+        cuts = {layer: first_use(network, self._weights[layer]) for layer in layers}
         for layer in sorted(layers, key=lambda layer: cuts[layer]):
             for sparsity in sparsities:
-                with self._pruned(layer, sparsity):
-                    yield _Point((layer,), self._gm, cuts[layer])
+                # In place, and taken back: copying the network would cost more than running the rest of it.
+                with self._pruned(network, layer, sparsity):
+                    yield _Point((layer,), network, cuts[layer])
 
     @contextmanager
-    def _pruned(self, layer: str, sparsity: float) -> Iterator[None]:
-        weights = [(name, self._places[name].value) for name in self._weights[layer]]
+    def _pruned(self, network: fx.GraphModule, layer: str, sparsity: float) -> Iterator[None]:
+        weights = [(name, network.get_parameter(name)) for name in self._weights[layer]]
         dense = [weight.detach().clone() for _, weight in weights]
         with torch.no_grad():
             for name, weight in weights:
@@ -169,26 +188,46 @@ class _WeightSweep:
 
 
 class _ChannelSweep:
-    """Removes channels of one group after another, in the order in which their first producers run."""
+    """Removes channels of one layer's group after another, in the order of the data."""
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, criterion: Criterion) -> None:
         self._gm = gm
+        self._criterion = criterion
         self._deps = DependencyGraph(gm)
-        self._groups = [group for group in self._deps.groups if group.frozen is None]
+        makers = {layer for group in self._deps.prunable for layer in group.producers}
+        self._layers = tuple(layer for layer in self._deps.layers if layer in makers)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for group in self._groups for name in group.producers))
+        return self._layers
 
-    def points(self, layers: Sequence[str], sparsities: Sequence[float]) -> Iterator[_Point]:
-        for group in self._groups:
-            wanted = tuple(name for name in group.producers if name in layers)
-            if not wanted:
-                continue
-            networks = [plan_channels(self._deps, ratio={wanted[0]: r}).apply(self._gm) for r in sparsities]
+    @property
+    def reason(self) -> str:
+        frozen = [f"'{group.name}': {group.frozen}" for group in self._deps.groups]
+        return "; ".join(frozen) or "there is no layer with channels"
+
+    def whole_points(self, layers: Sequence[str], ratios: Sequence[float]) -> Iterator[_Point]:
+        for same in self._by_groups(layers):
+            for ratio in ratios:
+                yield _Point(same, self._pruned(same[0], ratio))
+
+    def points(self, layers: Sequence[str], ratios: Sequence[float]) -> Iterator[_Point]:
+        for same in self._by_groups(layers):
+            networks = [self._pruned(same[0], ratio) for ratio in ratios]
             cut = min(first_difference(self._gm, network) for network in networks)
             for network in networks:
-                yield _Point(wanted, network, cut)
+                yield _Point(same, network, cut)
+
+    def _by_groups(self, layers: Sequence[str]) -> list[tuple[str, ...]]:
+        # A group can have several layers, and a layer can make channels of several groups.
+        together: dict[tuple[int, ...], list[str]] = {}
+        for layer in layers:
+            groups = {id(group) for group in self._deps.group_of(layer)}
+            together.setdefault(tuple(sorted(groups)), []).append(layer)
+        return [tuple(same) for same in together.values()]
+
+    def _pruned(self, layer: str, ratio: float) -> fx.GraphModule:
+        return plan_channels(self._deps, ratio={layer: ratio}, criterion=self._criterion).apply(self._gm)
 
 
 def _evaluate(evaluate: Evaluate, network: nn.Module) -> float:
@@ -206,10 +245,6 @@ def _evaluate(evaluate: Evaluate, network: nn.Module) -> float:
 
 
 def _choose(known: Sequence[str], layers: Sequence[str] | None) -> tuple[str, ...]:
-    if not known:
-        raise NothingToPruneError(
-            "the network has no layer that can be pruned in this way; DependencyGraph(...) tells why"
-        )
     if layers is None:
         return tuple(known)
     if isinstance(layers, str):
@@ -227,6 +262,8 @@ def _check_arguments(sparsities: Sequence[float], kind: str, evaluate: object) -
         raise ArgumentError(f"kind must be 'weights' or 'channels', not {kind!r}")
     if not callable(evaluate):
         raise ArgumentTypeError(f"evaluate must be a function from a network to a number, not {evaluate!r}")
+    if not isinstance(sparsities, Iterable) or isinstance(sparsities, str):
+        raise ArgumentTypeError(f"sparsities must be a sequence of numbers, not {sparsities!r}: write [{sparsities!r}]")
     tried = tuple(check_sparsity(value, "each of sparsities") for value in sparsities)
     if not tried:
         raise ArgumentError("sparsities is empty: give at least one, in [0, 1]")

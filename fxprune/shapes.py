@@ -115,8 +115,8 @@ class MetaRunner:
                 shaped = _convolution_shape(module, x)
                 if shaped is not None:
                     return shaped
-            if kind is nn.Linear and x.dim() and x.shape[-1] == module.in_features:
-                return x.new_empty((*x.shape[:-1], int(module.out_features)))  # type: ignore[call-overload]
+            if isinstance(module, nn.Linear) and kind is nn.Linear and x.dim() and x.shape[-1] == module.in_features:
+                return x.new_empty((*x.shape[:-1], module.out_features))
         tensors = self._stand_ins.get(id(module))
         if tensors is None:
             named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]

@@ -27,7 +27,7 @@ class Proof:
     """What the comparison found.
 
     Attributes:
-        max_relative_error: Over all outputs, the largest difference divided by the largest absolute value of the original's.
+        max_relative_error: The largest difference of an output, divided by the output's largest absolute value.
         exact: Whether the pruned network should compute the same, apart from rounding: nothing is inexact by nature.
         inexact: Names of the nodes that compute something else with fewer channels.
     """
@@ -82,8 +82,8 @@ def _double(value: Any) -> Any:
 def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proof:
     """Prove a plan on a model, in float64 and in evaluation mode.
 
-    The original graph runs with every removed channel set to zero wherever something sums over it; the pruned network runs on the
-    same inputs; the outputs are compared. Neither the model nor its statistics change.
+    The original graph runs with every removed channel set to zero wherever something sums over it; the pruned network
+    runs on the same inputs; the outputs are compared. Neither the model nor its statistics change.
 
     Args:
         model: The model that the plan was made for, with its weights.
@@ -100,7 +100,9 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proo
     original = graph_over(plan.gm, copy.deepcopy(model)).double().eval()
     pruned = plan.apply(original)
     example = bind_example(model, example_inputs)
-    values = [tree_map(_double, example[str(n.target).lstrip("*")]) for n in plan.gm.graph.nodes if n.op == "placeholder"]
+    values = [
+        tree_map(_double, example[str(n.target).lstrip("*")]) for n in plan.gm.graph.nodes if n.op == "placeholder"
+    ]
     with torch.no_grad():
         before = _Zeroing(original, plan).run(*copy.deepcopy(values))
         after = pruned(*copy.deepcopy(values))

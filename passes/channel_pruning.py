@@ -49,13 +49,15 @@ def rewrite(graph_module: fx.GraphModule, plan: ChannelPlan) -> fx.GraphModule:
         if canonical in plan.tensors
     }
     result = copy_with(graph_module, tensors)
-    for node in result.graph.nodes:
-        change = plan.changes.get(node.name)
-        if change is not None:
-            here = {n.name: n for n in result.graph.nodes}
-            node.op, node.target = change.op, change.target
-            node.args = fx.node.map_arg(change.args, lambda n, here=here: here[n.name])
-            node.kwargs = fx.node.map_arg(change.kwargs, lambda n, here=here: here[n.name])
+    nodes: dict[str, fx.Node] = {node.name: node for node in result.graph.nodes}
+
+    def here(node: fx.Node) -> fx.Node:
+        return nodes[node.name]
+
+    for name, change in plan.changes.items():
+        node = nodes[name]
+        node.op, node.target = change.op, change.target
+        node.args, node.kwargs = fx.node.map_arg(change.args, here), fx.node.map_arg(change.kwargs, here)
     for (layer, name), value in plan.attributes.items():
         setattr(result.get_submodule(layer), name, value)
     result.graph.lint()

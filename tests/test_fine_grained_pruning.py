@@ -53,18 +53,18 @@ def test_the_graph_stays_and_each_weight_gets_a_mask() -> None:
     masked = {n for n, p in places.items() if p.parametrization is not None}
     assert masked == set(prunable_weights(gm))
     for name in masked:
-        assert isinstance(places[name].parametrization[0], Mask)  # type: ignore[index]
+        assert isinstance(places[name].parametrization[0], Mask)
         expected = torch.where(magnitude_mask(gm.get_parameter(name), 0.5), gm.get_parameter(name), 0)
         assert torch.equal(places[name].value, expected)
 
 
 def test_a_node_that_reads_a_masked_parameter_calls_its_parametrization() -> None:
     gm = traced("functional_layers")
-    sparse = FineGrainedPruning(sparsity={"weight2": 0.5})(gm).graph_module  # type: ignore[union-attr]
+    sparse = FineGrainedPruning(sparsity={"weight2": 0.5})(gm).graph_module
     changed = [(old[1:3], new[1:3]) for old, new in zip(code(gm), code(sparse), strict=True) if old != new]
     assert changed == [(("get_attr", "weight2"), ("call_module", "parametrizations.weight2"))]
     sparse.graph.lint()
-    folded = FoldMasks()(sparse).graph_module  # type: ignore[union-attr]
+    folded = FoldMasks()(sparse).graph_module
     assert code(folded) == code(gm)
 
 
@@ -72,7 +72,7 @@ def test_the_given_network_is_neither_changed_nor_shared() -> None:
     gm = traced("functional_layers")
     classes = [type(m) for m in gm.modules()]
     before, nodes = state(gm), code(gm)
-    sparse = FineGrainedPruning(sparsity=0.7)(gm).graph_module  # type: ignore[union-attr]
+    sparse = FineGrainedPruning(sparsity=0.7)(gm).graph_module
     assert_same_state(gm, before)
     assert code(gm) == nodes
     assert [type(m) for m in gm.modules()] == classes
@@ -103,8 +103,8 @@ def test_it_runs_in_the_pass_manager_of_torch_with_constraints() -> None:
 
 def test_a_sparsity_of_zero_masks_nothing_but_registers() -> None:
     gm = traced("vgg")
-    sparse = FineGrainedPruning(sparsity={"classifier.weight": 0})(gm).graph_module  # type: ignore[union-attr]
-    assert bool(sparse.get_submodule("classifier").parametrizations["weight"][0].mask.all())  # type: ignore[index]
+    sparse = FineGrainedPruning(sparsity={"classifier.weight": 0})(gm).graph_module
+    assert bool(sparse.get_submodule("classifier").parametrizations["weight"][0].mask.all())
 
 
 def test_nothing_named_is_nothing_modified() -> None:
@@ -119,17 +119,17 @@ def test_nothing_named_is_nothing_modified() -> None:
 def test_masks_of_ones_own() -> None:
     gm = traced("vgg")
     mask = torch.rand(gm.get_parameter("classifier.weight").shape) < 0.3
-    sparse = FineGrainedPruning(masks={"classifier.weight": mask})(gm).graph_module  # type: ignore[union-attr]
+    sparse = FineGrainedPruning(masks={"classifier.weight": mask})(gm).graph_module
     mask.fill_(True)
-    kept = (sparse.get_submodule("classifier").weight != 0).double().mean()  # type: ignore[operator,union-attr]
+    kept = (sparse.get_submodule("classifier").weight != 0).double().mean()
     assert kept < 0.5
 
 
 def test_pruning_again_keeps_the_zeros_and_one_mask() -> None:
     gm = traced("vgg")
-    once = FineGrainedPruning(sparsity=0.3)(gm).graph_module  # type: ignore[union-attr]
-    twice = FineGrainedPruning(sparsity=0.8)(once).graph_module  # type: ignore[union-attr]
-    back = FineGrainedPruning(sparsity=0.0)(twice).graph_module  # type: ignore[union-attr]
+    once = FineGrainedPruning(sparsity=0.3)(gm).graph_module
+    twice = FineGrainedPruning(sparsity=0.8)(once).graph_module
+    back = FineGrainedPruning(sparsity=0.0)(twice).graph_module
     for name, place in weight_places(twice).items():
         if place.parametrization is None:
             continue
@@ -144,7 +144,7 @@ def test_pruning_again_keeps_the_zeros_and_one_mask() -> None:
 def test_a_tied_weight_has_one_mask_everywhere() -> None:
     gm = traced("tied_autoencoder")
     x = inputs("tied_autoencoder")
-    sparse = FineGrainedPruning(sparsity={"encode.weight": 0.5})(gm).graph_module  # type: ignore[union-attr]
+    sparse = FineGrainedPruning(sparsity={"encode.weight": 0.5})(gm).graph_module
     reference = copy.deepcopy(gm)
     with torch.no_grad():
         weight = reference.get_parameter("encode.weight")
@@ -157,9 +157,9 @@ def test_a_tied_weight_has_one_mask_everywhere() -> None:
     shared = FineGrainedPruning(sparsity={"1.weight": 0.5})(trace(nn.Sequential(layer, other), torch.zeros(1, 4)))
     assert shared is not None
     first, second = (shared.graph_module.get_submodule(str(i)) for i in range(2))
-    assert first.parametrizations["weight"].original is second.parametrizations["weight"].original  # type: ignore[index]
-    assert first.parametrizations["weight"][0] is second.parametrizations["weight"][0]  # type: ignore[index]
-    assert torch.equal(first.weight, second.weight)  # type: ignore[arg-type]
+    assert first.parametrizations["weight"].original is second.parametrizations["weight"].original
+    assert first.parametrizations["weight"][0] is second.parametrizations["weight"][0]
+    assert torch.equal(first.weight, second.weight)
 
 
 def test_a_parametrization_of_the_users_own_goes_first() -> None:
@@ -167,9 +167,9 @@ def test_a_parametrization_of_the_users_own_goes_first() -> None:
     x = torch.randn(2, 3, 8, 8)
     before, kind = model(x), type(model[0])
     weight = model[0].weight.detach().clone()
-    sparse = FineGrainedPruning(sparsity={"0.weight": 0.5, "0.bias": 0.5})(trace(model, x)).graph_module  # type: ignore[union-attr]
+    sparse = FineGrainedPruning(sparsity={"0.weight": 0.5, "0.bias": 0.5})(trace(model, x)).graph_module
     layer = sparse.get_submodule("0")
-    assert torch.equal(layer.weight, torch.where(magnitude_mask(weight, 0.5), weight, 0))  # type: ignore[arg-type]
+    assert torch.equal(layer.weight, torch.where(magnitude_mask(weight, 0.5), weight, 0))
     # The user's layer is of a class of its own still, and that one has no masked bias.
     assert type(model[0]) is kind
     assert not parametrize.is_parametrized(model[0], "bias")
@@ -180,9 +180,9 @@ def test_options_are_fields_that_later_changes_do_not_reach() -> None:
     wanted = {"classifier.weight": 0.5}
     pruning = FineGrainedPruning(sparsity=wanted)
     wanted["classifier.weight"] = 0.9
-    assert dict(pruning.sparsity) == {"classifier.weight": 0.5}  # type: ignore[arg-type]
+    assert dict(pruning.sparsity) == {"classifier.weight": 0.5}
     with pytest.raises(dataclasses.FrozenInstanceError):
-        pruning.sparsity = 0.1  # type: ignore[misc]
+        pruning.sparsity = 0.1
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,11 @@ def test_bad_options_are_errors(options: dict[str, Any], error: type[Exception],
     ("masks", "error", "message"),
     [
         ({"classifier.wait": torch.ones(1).bool()}, UnknownNameError, r"'classifier\.wait'; nearest: 'classifier\.w"),
-        ({"classifier.weight": torch.ones(10, 2)}, ArgumentTypeError, r"boolean tensor .* not a tensor of torch\.float"),
+        (
+            {"classifier.weight": torch.ones(10, 2)},
+            ArgumentTypeError,
+            r"boolean tensor .* not a tensor of torch\.float",
+        ),
         ({"classifier.weight": [True]}, ArgumentTypeError, r"boolean tensor .* not list"),
         ({"classifier.weight": torch.ones(1, 2).bool()}, ArgumentError, r"shape \(1, 2\), but .* shape \(10, 51\)"),
     ],

@@ -60,7 +60,7 @@ def test_tied_weights_stay_tied_and_trainable() -> None:
     assert first.weight is second.weight
     assert isinstance(first.weight, nn.Parameter)
     assert first.weight.requires_grad
-    assert not second.bias.requires_grad  # type: ignore[union-attr]
+    assert not second.bias.requires_grad
 
 
 def test_without_masks_nothing_is_modified() -> None:
@@ -91,7 +91,7 @@ def test_a_parametrization_that_cannot_hold_the_zeros_is_an_error() -> None:
     sparse = sparse_of(model, (torch.zeros(1, 4),), **{"0__weight": 1.0})
     with pytest.raises(WeightError, match=r"'0\.weight' is computed by .*_WeightNorm.*remove_parametrizations"):
         FoldMasks()(sparse)
-    assert bool((sparse.get_submodule("0").weight == 0).all())  # type: ignore[union-attr]
+    assert bool((sparse.get_submodule("0").weight == 0).all())
 
 
 class _Scale(nn.Module):
@@ -104,6 +104,6 @@ def test_a_mask_under_another_parametrization_is_taken_from_below_it() -> None:
     sparse = sparse_of(nn.Sequential(nn.Linear(4, 5)), (x,))
     parametrize.register_parametrization(sparse.get_submodule("0"), "weight", _Scale())
     folded = fold(sparse)
-    kept = folded.get_submodule("0").parametrizations["weight"]  # type: ignore[index]
-    assert [type(m) for m in kept] == [_Scale]  # type: ignore[union-attr]
+    kept = folded.get_submodule("0").parametrizations["weight"]
+    assert [type(m) for m in kept] == [_Scale]
     assert torch.equal(folded(x), sparse(x))

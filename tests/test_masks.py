@@ -140,7 +140,9 @@ def test_any_parameter_can_be_named() -> None:
 
 def test_an_unknown_name_is_an_error_with_the_nearest_ones() -> None:
     gm = trace(VGG(width=0.1), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(UnknownNameError, match=r"no parameter named 'backbone\.conv9\.weight'; nearest: 'backbone\.conv"):
+    with pytest.raises(
+        UnknownNameError, match=r"no parameter named 'backbone\.conv9\.weight'; nearest: 'backbone\.conv"
+    ):
         magnitude_masks(gm, {"backbone.conv9.weight": 0.5})
     with pytest.raises(KeyError):
         magnitude_masks(gm, {"backbone.conv0": 0.5})

@@ -53,11 +53,11 @@ def test_a_masked_weight_and_its_gradient_are_zero_whatever_comes() -> None:
 
 def test_what_is_stored_is_zero_too_and_stays_so_on_assignment() -> None:
     layer = masked_linear()
-    pruned = ~layer.parametrizations["weight"][0].mask  # type: ignore[index]
-    assert not bool(layer.parametrizations["weight"].original[pruned].any())  # type: ignore[index]
-    layer.weight = torch.ones(3, 4)  # type: ignore[assignment]
+    pruned = ~layer.parametrizations["weight"][0].mask
+    assert not bool(layer.parametrizations["weight"].original[pruned].any())
+    layer.weight = torch.ones(3, 4)
     assert torch.equal(layer.weight, (~pruned).float())
-    assert not bool(layer.parametrizations["weight"].original[pruned].any())  # type: ignore[index]
+    assert not bool(layer.parametrizations["weight"].original[pruned].any())
 
 
 def test_the_dtype_can_change_and_the_mask_stays_a_mask() -> None:
@@ -65,7 +65,7 @@ def test_the_dtype_can_change_and_the_mask_stays_a_mask() -> None:
     zeros = layer.weight == 0
     layer.bfloat16()
     assert layer.weight.dtype is torch.bfloat16
-    assert layer.parametrizations["weight"][0].mask.dtype is torch.bool  # type: ignore[index]
+    assert layer.parametrizations["weight"][0].mask.dtype is torch.bool
     assert torch.equal(layer.weight == 0, zeros)
 
 
@@ -90,7 +90,7 @@ def test_a_whole_graph_module_is_copied_with_its_root_parameters() -> None:
     for name in ("weight", "part.weight", "conv.weight"):
         owner = copied.get_submodule(name.rpartition(".")[0])
         assert parametrize.is_parametrized(owner, "weight")
-        assert torch.equal(owner.weight, weight_places(gm)[name].value)  # type: ignore[arg-type]
+        assert torch.equal(owner.weight, weight_places(gm)[name].value)
     assert fold_masks(copied)
     assert torch.equal(copied(x), gm(x))
     assert isinstance(copied.weight, nn.Parameter)
@@ -141,7 +141,7 @@ def test_a_graph_module_made_of_another_one_is_mended_by_a_copy() -> None:
     assert torch.equal(rebuilt(x), gm(x))
     copied = copy_network(rebuilt)
     assert parametrize.is_parametrized(copied, "weight")
-    assert torch.equal(copied.weight, gm.weight)  # type: ignore[arg-type]
+    assert torch.equal(copied.weight, gm.weight)
     assert fold_masks(copied)
     assert torch.equal(copied(x), gm(x))
 
@@ -154,8 +154,8 @@ def test_freezing_keeps_values_and_ties() -> None:
     assert torch.equal(gm(x), before)
 
     layer, other = masked_linear(), nn.Linear(4, 3)
-    parametrize.register_parametrization(other, "weight", layer.parametrizations["weight"][0])  # type: ignore[index]
-    other.parametrizations["weight"].original = layer.parametrizations["weight"].original  # type: ignore[index]
+    parametrize.register_parametrization(other, "weight", layer.parametrizations["weight"][0])
+    other.parametrizations["weight"].original = layer.parametrizations["weight"].original
     both = nn.ModuleList([layer, other])
     freeze_parametrizations(both)
     assert layer.weight is other.weight

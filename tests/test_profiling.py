@@ -30,7 +30,9 @@ def test_the_figures_of_the_lab() -> None:
         assert stats.nonzero_bytes == 4 * stats.nonzero_parameters
 
 
-@pytest.mark.parametrize("name", ["residual", "shared_convolution", "functional_layers", "tied_autoencoder", "several_inputs"])
+@pytest.mark.parametrize(
+    "name", ["residual", "shared_convolution", "functional_layers", "tied_autoencoder", "several_inputs"]
+)
 def test_masks_change_the_zeros_alone(name: str) -> None:
     model, x = randomize(ZOO[name]()), example_inputs(name)
     dense, traced, sparse = (profile(m, x) for m in (model, trace(model, x), prune_weights(model, x, 0.5)))
@@ -47,7 +49,7 @@ def test_macs_are_those_of_the_batch() -> None:
 
 def test_neither_mode_nor_statistics_nor_gradients_change() -> None:
     model = VGG(width=0.1).train()
-    model.backbone.bn1.eval()  # type: ignore[union-attr,operator]
+    model.backbone.bn1.eval()
     modes = [m.training for m in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     profile(model, torch.randn(2, 3, 32, 32), latency=True, runs=1)
@@ -148,16 +150,18 @@ def test_the_table_compares_with_the_first() -> None:
 
 def test_bad_arguments_are_errors() -> None:
     model = VGG(width=0.1)
-    with pytest.raises(TraceError, match=r"VGG did not accept .*\(1, 4, 32, 32\) float32.*RuntimeError.*3 channels") as info:
+    with pytest.raises(
+        TraceError, match=r"VGG did not accept .*\(1, 4, 32, 32\) float32.*RuntimeError.*3 channels"
+    ) as info:
         profile(model, torch.zeros(1, 4, 32, 32))
     assert isinstance(info.value.__cause__, RuntimeError)
-    with pytest.raises(TraceError, match="do not fit VGG.forward"):
+    with pytest.raises(TraceError, match=r"do not fit VGG\.forward"):
         profile(model, (IMAGE, IMAGE))
     with pytest.raises(ArgumentTypeError, match="example_inputs must be a tensor"):
-        profile(model, 3)  # type: ignore[arg-type]
+        profile(model, 3)
     for bad in ({"warmup": -1}, {"runs": 0}, {"seconds": float("nan")}):
         with pytest.raises(ArgumentError, match="warmup must be at least 0, runs at least 1 and seconds at least 0"):
-            profile(model, IMAGE, latency=True, **bad)  # type: ignore[arg-type]
+            profile(model, IMAGE, latency=True, **bad)
     with pytest.raises(ArgumentError, match="at least one profile"):
         Profile.table({})
     with pytest.raises(WeightError, match="meta device"):

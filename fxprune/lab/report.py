@@ -105,7 +105,8 @@ def _arithmetic_line(results: LabResults) -> str:
     return (
         f"Arithmetic: removing channels leaves {_percent(small / dense)} of the MACs ({dense / small:.2f}x fewer), "
         f"because most layers shrink on both sides, inputs and outputs: {kept:g} x {kept:g} = {kept**2:.2f}. "
-        f"Fine-grained pruning leaves {_percent(sparse / dense)}: ordinary hardware multiplies by zero as by any other number."
+        f"Fine-grained pruning leaves {_percent(sparse / dense)}: ordinary hardware multiplies by zero as by any "
+        f"other number."
     )
 
 

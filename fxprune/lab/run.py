@@ -57,27 +57,33 @@ def run_lab(settings: LabSettings) -> LabRun:
         curves = steps.scan_sensitivity(lab, dense.network)
     with _timed(seconds, "fine-grained"):
         masked = steps.prune_fine_grained(lab, dense.network)
-        fine_grained = _tuned_variant(lab, masked, "fine-tuning with masks")
+        masked_tuned = steps.tune(lab, masked, "fine-tuning with masks")
     with _timed(seconds, "channels, first k"):
-        first_cut = steps.cut_channels(lab, dense.network, "first")
-        first = _tuned_variant(lab, first_cut.network, "fine-tuning, first k")
+        first = steps.cut_channels(lab, dense.network, "first")
+        first_tuned = steps.tune(lab, first.network, "fine-tuning, first k")
     with _timed(seconds, "channels, sorted"):
-        ranked_cut = steps.cut_channels(lab, dense.network, "input-l2")
-        ranked = _tuned_variant(lab, ranked_cut.network, "fine-tuning, sorted")
-    with _timed(seconds, "dense costs"):
-        dense_variant = Variant(lab.test(dense.network), steps.measure_costs(lab, dense.network), dense.history)
+        ranked = steps.cut_channels(lab, dense.network, "input-l2")
+        ranked_tuned = steps.tune(lab, ranked.network, "fine-tuning, sorted")
+    with _timed(seconds, "costs"):
+        costs = steps.measure_costs(
+            lab, {"dense": dense.network, "masked": masked_tuned.network, "cut": ranked_tuned.network}
+        )
+
+    def variant(pruned: nn.Module, tuned: steps.Trained, cost: steps.Costs) -> Variant:
+        return Variant(lab.test(pruned), cost, tuned.history, lab.test(tuned.network))
+
     results = LabResults(
         settings=settings,
         data_note=lab.data.note,
         device=_describe(lab.device),
-        dense=dense_variant,
-        fine_grained=fine_grained,
-        first=first,
-        ranked=ranked,
+        dense=Variant(lab.test(dense.network), costs["dense"], dense.history),
+        fine_grained=variant(masked, masked_tuned, costs["masked"]),
+        first=variant(first.network, first_tuned, costs["cut"]),
+        ranked=variant(ranked.network, ranked_tuned, costs["cut"]),
         sensitivity=curves,
         widths_before=steps.channel_widths(dense.network),
-        widths_after=steps.channel_widths(ranked_cut.network),
-        errors={"first": first_cut.error, "input-l2": ranked_cut.error},
+        widths_after=steps.channel_widths(ranked.network),
+        errors={"first": first.error, "input-l2": ranked.error},
         seconds=seconds,
     )
     plots = {
@@ -93,11 +99,6 @@ def run_lab(settings: LabSettings) -> LabRun:
 def lab_figures(results: LabResults) -> dict[str, Figure]:
     """Return the plots that need nothing but the numbers, by file name without suffix."""
     variants = results.variants
-    bars = {"dense": results.dense.accuracy}
-    for name, variant in variants.items():
-        if variant.tuned_accuracy is not None:
-            bars[name] = variant.accuracy
-            bars[f"{name}, fine-tuned"] = variant.tuned_accuracy
     costs = {
         "non-zero parameters": {name: float(v.costs.profile.nonzero_parameters) for name, v in variants.items()},
         "MACs": {name: float(v.costs.profile.macs) for name, v in variants.items()},
@@ -116,7 +117,13 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
             results.widths_after,
             title=f"Channels of each convolution, {100 * results.settings.ratio:g} % removed",
         ),
-        "trade_off": trade_off(bars, costs),
+        "trade_off": trade_off(
+            {
+                "as pruned": {name: v.accuracy for name, v in variants.items()},
+                "fine-tuned": {n: v.tuned_accuracy for n, v in variants.items() if v.tuned_accuracy is not None},
+            },
+            costs,
+        ),
     }
 
 
@@ -162,12 +169,6 @@ def save_run(run: LabRun, out: Path) -> str:
     except OSError as error:
         raise ArgumentError(f"the results cannot be written to {str(out)!r}: {error}") from error
     return summary
-
-
-def _tuned_variant(lab: steps.Lab, network: nn.Module, description: str) -> Variant:
-    before = lab.test(network)
-    tuned = steps.tune(lab, network, description)
-    return Variant(before, steps.measure_costs(lab, tuned.network), tuned.history, lab.test(tuned.network))
 
 
 def _describe(device: torch.device) -> str:

@@ -6,7 +6,7 @@ __all__ = ["PUBLISHED_SPARSITIES", "LabSettings"]
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -74,7 +74,7 @@ class LabSettings:
     device: str = "cpu"
     seed: int = 0
     ratio: float = 0.3
-    sparsities: Mapping[str, float] = PUBLISHED_SPARSITIES
+    sparsities: Mapping[str, float] = field(default_factory=lambda: PUBLISHED_SPARSITIES)
     scan: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
     latency_batches: tuple[int, ...] = (1, 64)
     progress: bool = True
@@ -94,7 +94,7 @@ class LabSettings:
         """
         if data not in _DEFAULTS:
             raise UnknownNameError(f"there is no data set {data!r}; {nearest_names(data, DATASETS)}")
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [known.name for known in dataclasses.fields(cls)]
         for name in changes:
             if name not in names:
                 raise UnknownNameError(f"the lab has no setting {name!r}; {nearest_names(name, names)}")

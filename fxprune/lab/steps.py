@@ -21,6 +21,7 @@ __all__ = [
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ from fxprune.sparsity import finalize, prune_weights
 from fxprune.verification import verify
 
 _LAST_CONVOLUTION = "backbone.conv7"
+_TURNS, _RUNS, _SECONDS = 4, 20, 0.4
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,15 @@ def tune(lab: Lab, network: nn.Module, description: str = "fine-tuning") -> Trai
 
 
 def layer_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of the convolutions and of the classifier, masks applied, by the name they have when dense."""
+    """Return the weights of the convolutions and of the classifier, masks applied, in the order in which they run."""
+    if isinstance(network, fx.GraphModule):
+        names = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    else:
+        names = [name for name, _ in network.named_modules()]
+    layers = {name: network.get_submodule(name) for name in names}
     return {
         f"{name}.weight": layer.weight.detach()
-        for name, layer in network.named_modules()
+        for name, layer in layers.items()
         if isinstance(layer, nn.Conv2d | nn.Linear)
     }
 
@@ -180,18 +187,38 @@ def cut_channels(lab: Lab, network: nn.Module, criterion: str) -> ChannelCut:
 
 
 def channel_widths(network: nn.Module) -> dict[str, int]:
-    """Return the output channels of each convolution by name."""
-    return {name: layer.out_channels for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
-
-
-def measure_costs(lab: Lab, network: nn.Module) -> Costs:
-    """Count parameters and MACs, and measure the latency on the lab's device with every mask folded in."""
-    deployed = finalize(network) if isinstance(network, fx.GraphModule) else network
-    latencies = {
-        size: measure_latency(deployed, lab.example.expand(size, -1, -1, -1).contiguous(), seconds=1.5)
-        for size in lab.settings.latency_batches
+    """Return the output channels of each convolution, in the order in which they run."""
+    return {
+        name.removesuffix(".weight"): len(weight)
+        for name, weight in layer_weights(network).items()
+        if weight.dim() == 4
     }
-    return Costs(profile(network, lab.example), latencies)
+
+
+def measure_costs(lab: Lab, networks: Mapping[str, nn.Module]) -> dict[str, Costs]:
+    """Count parameters and MACs, and measure latencies on the lab's device with every mask folded in.
+
+    The networks take turns, and each one's quietest turn counts: what else the machine does would otherwise fall on one
+    of them alone.
+
+    Args:
+        lab: Whose device and batch sizes are used.
+        networks: By name.
+    """
+    deployed = {
+        name: finalize(network) if isinstance(network, fx.GraphModule) else network
+        for name, network in networks.items()
+    }
+    latencies: dict[str, dict[int, Latency]] = {name: {} for name in networks}
+    for size in lab.settings.latency_batches:
+        images = lab.example.expand(size, -1, -1, -1).contiguous()
+        turns = [
+            {name: measure_latency(network, images, runs=_RUNS, seconds=_SECONDS) for name, network in deployed.items()}
+            for _ in range(_TURNS)
+        ]
+        for name, by_size in latencies.items():
+            by_size[size] = min((turn[name] for turn in turns), key=attrgetter("median"))
+    return {name: Costs(profile(network, lab.example), latencies[name]) for name, network in networks.items()}
 
 
 def _train(lab: Lab, network: nn.Module, description: str, epochs: int, lr: float, weight_decay: float) -> Trained:

@@ -58,7 +58,7 @@ def only_axis(ctx: Reading, value: Labels, dim: int, batch: Sequence[int], text:
 
 def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of an element-wise result."""
-    return tuple(torch.broadcast_shapes(*shapes))
+    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 def _aligned(value: Labels, rank: int) -> Labels:
@@ -91,8 +91,8 @@ def _clusters(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
 def meet(ctx: Reading, values: Sequence[Labels], full: tuple[int, ...]) -> Labels:
     """Labels of an element-wise result: operands are tied position by position after broadcasting.
 
-    An operand of size 1 says nothing about the dimension that it is broadcast along; a dimension along which an operand has size but
-    no labels stays whole.
+    An operand of size 1 says nothing about the dimension that it is broadcast along; a dimension along which an
+    operand has size but no labels stays whole.
     """
     values = [_aligned(v, len(full)) for v in values]
     result: list[Layer] = []
@@ -144,7 +144,8 @@ def _drop(value: Labels, dims: Sequence[int]) -> Labels:
     left = [d for d in range(len(value.full)) if d not in dims]
     position = {d: i for i, d in enumerate(left)}
     layers = tuple(
-        Layer(x.tensor.squeeze(tuple(dims)) if dims else x.tensor, tuple(position[d] for d in x.dims)) for x in value.layers
+        Layer(x.tensor.squeeze(tuple(dims)) if dims else x.tensor, tuple(position[d] for d in x.dims))
+        for x in value.layers
     )
     return Labels(tuple(value.full[d] for d in left), layers, value.why)
 
@@ -195,8 +196,6 @@ def _permuted(value: Labels, target: Sequence[int], rank: int) -> Labels:
     return Labels(tuple(moved(value.full)), layers, value.why)
 
 
-
-
 def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Labels:
     """Labels of a concatenation along ``dim``, or of a stack along a new dimension ``dim``."""
     full = ctx.output_shape()
@@ -209,7 +208,10 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
     layers: list[Layer] = []
     for dims in clusters:
         if along is None or not set(dims) & set(along):
-            aligned = [Labels(tuple(1 if d == dim else s for d, s in enumerate(v.full)), tuple(v.on(dims)), v.why) for v in values]
+            aligned = [
+                Labels(tuple(1 if d == dim else s for d, s in enumerate(v.full)), tuple(v.on(dims)), v.why)
+                for v in values
+            ]
             layers.extend(meet(ctx, aligned, tuple(1 if d == dim else s for d, s in enumerate(full))).layers)
     why = next((v.why for v in values if v.why), None)
     if along is not None:
@@ -219,7 +221,10 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
                 for layer in value.on(along):
                     ctx.freeze(layer.tensor, "it is joined to positions that stay")
         else:
-            parts = [(_one_layer(ctx, v, along), tuple(s if d in along else 1 for d, s in enumerate(v.shape))) for v in values]
+            parts = [
+                (_one_layer(ctx, v, along), tuple(s if d in along else 1 for d, s in enumerate(v.shape)))
+                for v in values
+            ]
             layers.append(ctx.join(lambda tensors: torch.cat(tensors, dim), parts))
     return Labels(full, tuple(layers), why)
 

@@ -76,7 +76,7 @@ def attention(
     scores = contract(ctx, f"{batch}xy,{batch}zy->{batch}xz", [query, key], [0, 1])
     if attn_mask is not None:
         scores = meet(ctx, [scores, attn_mask], broadcast_shape(scores.full, attn_mask.full))
-    ctx.inexact(scores.on([len(scores.full) - 1]), "a softmax over channels")
+    ctx.inexact(scores.on([len(scores.full) - 1]), [len(scores.full) - 1], "a softmax over channels")
     out = contract(ctx, f"{batch}xz,{batch}zy->{batch}xy", [scores, value], ["scores", 2])
     if scale is None and query.shape[-1] != query.full[-1]:
         ctx.argument(None, "scale", float(query.full[-1] ** -0.5), None)

@@ -64,6 +64,7 @@ def _spellings(names: tuple[str, ...]) -> list[Any]:
 
 
 def meet_all(ctx: Reading, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Let all labelled arguments of the current call meet."""
     operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Labels)]
     value = ctx.node.meta["val"]
     if not operands or not isinstance(value, torch.Tensor):
@@ -86,5 +87,3 @@ def module(ctx: Reading, module: nn.Module, x: Labels) -> Labels:
 def function(ctx: Reading, *args: Any, **kwargs: Any) -> Any:
     """A function of one or several operands; numbers among them broadcast."""
     return meet_all(ctx, args, kwargs)
-
-

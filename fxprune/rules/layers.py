@@ -19,12 +19,12 @@ from fxprune.rules.table import rule
 def _weight(ctx: Reading, module: Any, name: str) -> Labels:
     tensor = ctx.tensor_name(module, name)
     assert tensor is not None
-    return Labels(tuple(ctx.original(tensor).shape), (), None, tensor)
+    return Labels(ctx.shape_of(tensor), (), None, tensor)
 
 
 def _bias(ctx: Reading, module: Any) -> Labels | None:
     tensor = ctx.tensor_name(module, "bias")
-    return None if tensor is None else Labels(tuple(ctx.original(tensor).shape), (), None, tensor)
+    return None if tensor is None else Labels(ctx.shape_of(tensor), (), None, tensor)
 
 
 def _add_bias(ctx: Reading, bias: Labels | None, out: Tensor) -> None:
@@ -36,9 +36,7 @@ def _add_bias(ctx: Reading, bias: Labels | None, out: Tensor) -> None:
         ctx.tie(axis(ctx, bias, 0), out)
 
 
-def _depthwise(
-    ctx: Reading, line: Tensor, weight: Labels, groups: int, multiplier: int, out_dim: int
-) -> Tensor:
+def _depthwise(ctx: Reading, line: Tensor, weight: Labels, groups: int, multiplier: int, out_dim: int) -> Tensor:
     """One input channel a group: the outputs of a group go with it."""
     name = weight.parameter
     assert name is not None
@@ -62,9 +60,7 @@ def _grouped(ctx: Reading, line: Tensor, weight: Labels, groups: int, in_axis: A
     return out
 
 
-def _convolve(
-    ctx: Reading, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool
-) -> Labels:
+def _convolve(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool) -> Labels:
     spatial = len(weight.full) - 2
     rank = len(x.full)
     channel = rank - spatial - 1
@@ -107,13 +103,13 @@ def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution(ctx: Reading, module: Any, x: Labels) -> Labels:
     """A convolution layer."""
-    return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), module.groups, False)
+    return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), ctx.fact(module.groups), False)
 
 
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def transposed_convolution(ctx: Reading, module: Any, x: Labels, output_size: Any = None) -> Labels:
     """A transposed convolution layer."""
-    return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), module.groups, True)
+    return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), ctx.fact(module.groups), True)
 
 
 @rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)

@@ -1,7 +1,7 @@
 """Operators that only move elements: they run themselves on the labels.
 
-Where the author wrote sizes down, a *speller* gives the ways in which the call may be written for the channels that are left; the reading
-takes the first that does to the kept channels what the original does to all.
+Where the author wrote sizes down, a *speller* gives the ways in which the call may be written for the channels that
+are left; the reading takes the first that does to the kept channels what the original does to all.
 """
 
 from __future__ import annotations

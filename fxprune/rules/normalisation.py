@@ -24,7 +24,7 @@ def _named(ctx: Reading, module: nn.Module) -> list[Labels]:
     for name in _NAMES:
         tensor = ctx.tensor_name(module, name)
         if tensor is not None:
-            found.append(Labels(tuple(ctx.original(tensor).shape), (), None, tensor))
+            found.append(Labels(ctx.shape_of(tensor), (), None, tensor))
     return found
 
 
@@ -44,7 +44,7 @@ def _per_channel(ctx: Reading, x: Labels, tensors: Sequence[Labels | None], pool
     _follow(ctx, tensors, line)
     others = x.off([1])
     if pooled:
-        ctx.inexact(others, "statistics over positions that can be removed")
+        ctx.inexact(others, [d for d in range(len(x.full)) if d != 1], "statistics over positions that can be removed")
     return Labels(x.full, (*others, place(line, 1, len(x.full))), x.why), line
 
 
@@ -103,7 +103,7 @@ def _group_norm(ctx: Reading, x: Labels, groups: int, tensors: Sequence[Labels |
     out, line = _per_channel(ctx, x, tensors, True)
     channels = x.full[1]
     if groups < channels:
-        ctx.inexact([place(line, 1, len(x.full))], "statistics over the channels of a group")
+        ctx.inexact([place(line, 1, len(x.full))], [1], "statistics over the channels of a group")
         if groups > 1:
             ctx.blocks(line.reshape(groups, -1))
     ctx.attribute("num_channels", line)
@@ -115,7 +115,7 @@ def _group_norm(ctx: Reading, x: Labels, groups: int, tensors: Sequence[Labels |
 @rule(nn.GroupNorm)
 def group_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
     """Group norm (Wu and He, 2018, arXiv:1803.08494): every group keeps equally many channels."""
-    return _group_norm(ctx, x, module.num_groups, _named(ctx, module))
+    return _group_norm(ctx, x, ctx.fact(module.num_groups), _named(ctx, module))
 
 
 @rule(F.group_norm)
@@ -133,7 +133,7 @@ def functional_group_norm(
 
 def _layer_norm(ctx: Reading, x: Labels, rank: int, tensors: Sequence[Labels | None]) -> Labels:
     first = len(x.full) - rank
-    ctx.inexact(x.on(range(first, len(x.full))), "statistics over channels")
+    ctx.inexact(x.on(range(first, len(x.full))), range(first, len(x.full)), "statistics over channels")
     values = [ctx.parameter(t.parameter) if t.parameter else t for t in tensors if t is not None]
     return meet(ctx, [x, *values], x.full)
 
@@ -168,14 +168,14 @@ def functional_layer_norm(
 def local_response_norm(ctx: Reading, *args: Any, **kwargs: Any) -> Labels:
     """Local response norm sums over neighbouring channels."""
     x: Labels = next(a for a in (*args, *kwargs.values()) if isinstance(a, Labels))
-    ctx.inexact(x.on([1]), "statistics over neighbouring channels")
+    ctx.inexact(x.on([1]), [1], "statistics over neighbouring channels")
     return x
 
 
 def _softmax(ctx: Reading, x: Labels, dim: int | None) -> Labels:
     if dim is None:
         dim = 0 if len(x.full) in (0, 1, 3) else 1
-    ctx.inexact(x.on([dim % len(x.full)]), "a softmax over channels")
+    ctx.inexact(x.on([dim % len(x.full)]), [dim % len(x.full)], "a softmax over channels")
     return x
 
 

@@ -137,8 +137,6 @@ def statistic(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
     dims = _dims(len(input.full), dim)
     outs = ctx.node.meta["val"]
     first = outs if isinstance(outs, Tensor) else outs[0]
-    ctx.inexact(input.on(dims), "a statistic over channels")
+    ctx.inexact(input.on(dims), dims, "a statistic over channels")
     result = sum_over(ctx, input, dims, len(first.shape) == len(input.full))
     return fold(lambda v: result if isinstance(v, Tensor) else v, outs)
-
-

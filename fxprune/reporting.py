@@ -1,0 +1,54 @@
+"""What a plan did, layer by layer, as text."""
+
+from __future__ import annotations
+
+__all__ = ["plan_table"]
+
+from fxprune.explanation import Explainer
+from fxprune.plan import ChannelPlan, LayerPlan
+from fxprune.recorder import numbers
+
+
+def plan_table(plan: ChannelPlan) -> str:
+    """A line for every layer with channels: how many go in and come out before and after, or why it is untouched.
+
+    Args:
+        plan: Any plan.
+
+    Returns:
+        Text with one line for each layer, in the order of the data.
+    """
+    explainer = Explainer(plan.structure, plan.gm)
+    rows = [("layer", "inputs", "outputs", "note")]
+    for name, layer in plan.layers.items():
+        rows.append((name, _change(layer, 0), _change(layer, 1), _note(plan, explainer, name, layer)))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows
+    ]
+    if plan.inexact:
+        lines.append("")
+        lines += [f"inexact: '{node}' is {text}" for node, text in plan.inexact.items()]
+    return "\n".join(lines)
+
+
+def _change(layer: LayerPlan, side: int) -> str:
+    kept = (layer.inputs, layer.outputs)[side]
+    size = layer.size[side]
+    if not size:
+        return ""
+    return str(size) if kept is None or len(kept) == size else f"{size} -> {len(kept)}"
+
+
+def _note(plan: ChannelPlan, explainer: Explainer, name: str, layer: LayerPlan) -> str:
+    if layer.outputs is not None:
+        return ""
+    structure = plan.structure
+    for use in structure.recorder.uses:
+        if use.layer == name and use.role != "consumer":
+            labels = numbers(use.labels)
+            held = labels[structure.group[structure.unit[labels]] < 0]
+            if held.size:
+                return str(explainer.path(int(held[0]))[1])
+            return "its group keeps all channels"
+    return ""

@@ -1,0 +1,78 @@
+"""How a call is written for the channels that are left: the shapes that are possible, and the arguments that change."""
+
+from __future__ import annotations
+
+__all__ = ["labels_free", "merge", "moved_records", "shapes_left"]
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fxprune.labels import Labels
+from fxprune.reading import fold
+from fxprune.recorder import Moved
+
+Shape = tuple[int, ...]
+
+
+def moved_records(log: Sequence[Any], pieces: int, layers: int) -> list[list[Moved]]:
+    """What the first reading noted for every layer of every piece that an operator gave."""
+    records: list[list[Moved]] = []
+    step = 0
+    for _ in range(pieces):
+        while not isinstance(log[step], Moved):
+            step += 1
+        records.append(list(log[step : step + layers]))
+        step += layers
+    return records
+
+
+def shapes_left(records: Sequence[Sequence[Moved]], alive: NDArray[np.bool_]) -> Iterator[list[Shape]]:
+    """The shapes that all pieces may have, by what is left of their layers; most likely first."""
+    alternatives = [list(_piece_shapes(found, alive)) for found in records]
+    for i in range(max(len(options) for options in alternatives)):
+        yield [options[min(i, len(options) - 1)] for options in alternatives]
+
+
+def _piece_shapes(records: Sequence[Moved], alive: NDArray[np.bool_]) -> Iterator[Shape]:
+    for choice in product(*(_layer_sizes(record, alive) for record in records)):
+        full = list(records[0].full)
+        for sizes in choice:
+            for dim, size in sizes.items():
+                full[dim] = size
+        yield tuple(full)
+
+
+def _layer_sizes(record: Moved, alive: NDArray[np.bool_]) -> list[dict[int, int]]:
+    """Sizes by dimension, for every one along which lines may choose for themselves; the fastest-varying first."""
+    mask = alive[record.origin.tensor.numpy()]
+    found: list[dict[int, int]] = []
+    for free in sorted(record.origin.dims, reverse=True) or [-1]:
+        sizes = {}
+        for dim in record.origin.dims:
+            others = tuple(d for d in range(mask.ndim) if d != dim)
+            sizes[dim] = int(mask.sum(axis=dim).max()) if dim == free else int(mask.any(axis=others).sum())
+        if sizes not in found:
+            found.append(sizes)
+    return found
+
+
+def labels_free(value: Any) -> bool:
+    """Whether a nested value holds numbers only."""
+    found: list[bool] = []
+    fold(lambda v: found.append(True) if isinstance(v, Labels | Tensor) else None, value)
+    return not found
+
+
+def merge(raw: Any, old: Any, new: Any) -> Any:
+    """Arguments with ``new`` values where they differ from ``old``, and the nodes and literals of ``raw`` elsewhere."""
+    if isinstance(new, slice) and isinstance(raw, slice):
+        parts = [merge(getattr(raw, p), getattr(old, p), getattr(new, p)) for p in ("start", "stop", "step")]
+        return slice(*parts)
+    if isinstance(new, tuple | list) and isinstance(raw, tuple | list) and len(new) == len(raw) == len(old):
+        return type(new)([merge(r, o, n) for r, o, n in zip(raw, old, new, strict=True)])
+    return raw if type(old) is type(new) and old == new else new
