@@ -68,7 +68,7 @@ class Structure:
         """Whether each label is kept, given whether each unit is."""
         return kept[self.unit]
 
-    def escalate(self, labels: IntArray, place: str) -> Refinement:
+    def escalate(self, labels: IntArray, node: str, place: str) -> Refinement:
         """Answer a conflict: first tell pieces apart, then give up choices of single blocks, then freeze."""
         refinement = self.refinement
         if not refinement.pieces:
@@ -77,11 +77,11 @@ class Structure:
         units = units[units > 0]
         touched = [rect for rect in self.rects if np.isin(rect, units).any()]
         ties = tuple(
-            Tie(self._label_of(np.broadcast_to(rect[:1], rect.shape)), self._label_of(rect), "") for rect in touched
+            Tie(self._label_of(np.broadcast_to(rect[:1], rect.shape)), self._label_of(rect), node) for rect in touched
         )
         if ties:
             return replace(refinement, ties=(*refinement.ties, *ties))
-        reason = Reason(f"what is left of its channels does not fit: {place}")
+        reason = Reason(f"what would be left of its channels does not fit: {place}", node)
         return replace(refinement, freezes=(*refinement.freezes, Freeze(labels, reason)))
 
     def _label_of(self, units: IntArray) -> IntArray:
@@ -263,5 +263,6 @@ def _couple(
         joined, _ = _components(count, joins)
         group = np.where(group >= 0, joined[group], -1)
         group = _renumber(group, np.arange(units))
-    _, kind = np.unique(np.stack([signature, group.astype(np.uint64)]), axis=1, return_inverse=True)
-    return group, kind.reshape(-1).astype(np.int64)
+    signature += rng.integers(1, 2**63, count + 1, dtype=np.uint64)[group]
+    _, kind = np.unique(signature, return_inverse=True)
+    return group, kind.astype(np.int64)

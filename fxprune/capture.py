@@ -9,7 +9,7 @@ traced becomes one opaque node with its reason.
 
 from __future__ import annotations
 
-__all__ = ["TRAINING_FLAG", "Example", "bind_example", "source_of", "trace", "value_of"]
+__all__ = ["TRAINING_FLAG", "Example", "bind_example", "set_modes", "source_of", "trace", "value_of"]
 
 import builtins
 import inspect
@@ -320,8 +320,10 @@ class CaptureTracer(fx.Tracer):
         return self.runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
 
     def _where(self, node: fx.Node) -> str:
-        path = self.scope.module_path
-        return f"{path or 'the model itself'} ({node.op} {getattr(node.target, '__name__', node.target)})"
+        path = self.scope.module_path or "the model itself"
+        shapes = [tuple(v.shape) for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)]
+        inputs = f" with inputs of shape {', '.join(map(str, shapes))}" if shapes else ""
+        return f"{path} ({node.op} {getattr(node.target, '__name__', node.target)}{inputs})"
 
     def _note_failure(self, where: str, error: BaseException) -> None:
         if self.failure is None:
@@ -497,14 +499,15 @@ def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.Gr
         elif node.op == "get_attr":
             root[str(node.target)] = tracer.tensors[str(node.target)]
     gm = fx.GraphModule(root, graph, type(model).__name__)
-    gm.training = model.training
-    for name, module in model.named_modules():
-        # Containers are rebuilt by torch.fx: they take over the mode, so that .eval() on a part is kept.
-        if name and any(target.startswith(name + ".") for target in root):
-            gm.get_submodule(name).training = module.training
-    if TRAINING_FLAG in root:
-        gm.get_submodule(TRAINING_FLAG).training = model.training
+    set_modes(gm, model)
     return gm
+
+
+def set_modes(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Give what torch.fx rebuilt, the root and the containers, the mode that it has in ``model``."""
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+    for name, module in gm.named_modules(remove_duplicate=False):
+        module.training = modes.get(name, model.training)
 
 
 def _has_effect(node: fx.Node, model: nn.Module) -> bool:

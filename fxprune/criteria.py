@@ -14,7 +14,7 @@ from torch import Tensor
 from fxprune.analysis import Structure
 from fxprune.dependency import ChannelGroup
 from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError, WeightError, nearest_names
-from fxprune.reading import Axis
+from fxprune.reading import Axis, axis_length
 from fxprune.recorder import numbers
 from fxprune.selection import FloatArray
 
@@ -35,14 +35,17 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def squared_norms(tensor: Tensor, axis: Axis) -> FloatArray:
     """The squared L2 norm of a weight's slice for each channel of an axis; shape ``(axis_length,)``."""
-    weight = tensor.detach()
-    if axis.groups > 1:
-        weight = weight.reshape(axis.groups, weight.shape[0] // axis.groups, weight.shape[1], -1).permute(0, 2, 1, 3)
-        lines = weight.flatten(2).flatten(0, 1)
+    squares = tensor.detach()
+    squares = squares.square() if squares.dtype in (torch.float32, torch.float64) else squares.float().square()
+    if axis.dim == 0:
+        sums = squares.reshape(squares.shape[0], -1).sum(1)
     else:
-        lines = weight.movedim(axis.dim, 0).flatten(1) if weight.dim() > 1 else weight[:, None]
-    norms = torch.linalg.vector_norm(lines, dim=1)
-    result: FloatArray = norms.double().square().cpu().numpy()
+        # Sums over rows are products with a vector of ones: several times faster than a reduction over strided memory.
+        rows = squares.shape[0] // axis.groups
+        ones = squares.new_ones(1, rows)
+        columns = torch.matmul(ones, squares.reshape(axis.groups, rows, -1))
+        sums = columns.reshape(axis_length(tensor, axis), -1).sum(1)
+    result: FloatArray = sums.double().cpu().numpy()
     return result
 
 

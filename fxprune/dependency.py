@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["ChannelGroup", "DependencyGraph"]
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import networkx as nx
@@ -25,7 +26,7 @@ class ChannelGroup:
     """Channels that a pruning ratio applies to together.
 
     Attributes:
-        name: Name of the first layer that makes them.
+        name: Name of the first layer that makes them, with ``#2``, ``#3`` ... where it makes several groups.
         size: How many units there are: things that can be removed one by one.
         producers: Layers whose outputs the channels are, in the order of the data.
         followers: Layers with an entry for each channel: batch norms, biases, depthwise convolutions.
@@ -81,7 +82,7 @@ class DependencyGraph:
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """All groups, those that can be pruned in the order of the data first, then the frozen ones."""
-        return tuple(_groups(self.structure, self.explainer))
+        return _named(_groups(self.structure, self.explainer))
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -151,6 +152,17 @@ class DependencyGraph:
             for a, b in zip(group.producers, group.producers[1:], strict=False):
                 graph.add_edge(a, b, relation="peer", group=number, channels=group.size)
         return graph
+
+
+def _named(groups: Iterable[ChannelGroup]) -> tuple[ChannelGroup, ...]:
+    """The groups under names of their own."""
+    seen: Counter[str] = Counter()
+    result = []
+    for group in groups:
+        seen[group.name] += 1
+        number = seen[group.name]
+        result.append(replace(group, name=f"{group.name}#{number}") if number > 1 else group)
+    return tuple(result)
 
 
 def _groups(structure: Structure, explainer: Explainer) -> Iterable[ChannelGroup]:

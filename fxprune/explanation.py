@@ -124,7 +124,7 @@ class Explainer:
 
     def _units(self, group: ChannelGroup) -> IntArray:
         for use in self.structure.recorder.uses:
-            if use.role == "producer" and use.layer == group.name:
+            if use.role == "producer" and use.layer == group.producers[0]:
                 units = self.structure.unit[numbers(use.labels)]
                 return np.unique(units[units > 0])
         return np.zeros(0, dtype=np.int64)

@@ -89,9 +89,8 @@ class ChannelPlan:
             InternalError: The result is not what the plan says; a mistake in fxprune.
         """
         from fxprune.passes.channel_pruning import rewrite
-        from fxprune.rewriting import graph_over
 
-        return rewrite(graph_over(self.gm, model), self)
+        return rewrite(model, self)
 
     def report(self) -> str:
         """A table with a line for every layer: its channels before and after, or why it is untouched."""

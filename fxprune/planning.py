@@ -102,7 +102,7 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
     """
     structure = deps.structure
     if not structure.refinement.pieces:
-        structure = resolve(structure.recorder, structure.escalate(np.zeros(0, dtype=np.int64), ""))
+        structure = resolve(structure.recorder, structure.escalate(np.zeros(0, dtype=np.int64), "", ""))
         deps = _with_structure(deps, structure)
     kept = np.ones(structure.units, dtype=bool)
     place = ""
@@ -138,7 +138,7 @@ def _permutation(structure: Structure, scores: FloatArray) -> IntArray:
 
 
 def _refined(structure: Structure, conflict: Conflict) -> Structure:
-    return resolve(structure.recorder, structure.escalate(conflict.labels, conflict.place))
+    return resolve(structure.recorder, structure.escalate(conflict.labels, conflict.node, conflict.place))
 
 
 def _with_structure(deps: DependencyGraph, structure: Structure) -> DependencyGraph:
@@ -222,8 +222,9 @@ def _by_group(deps: DependencyGraph, ratio: Sequence[float]) -> NDArray[np.float
 
 
 def _by_layer(deps: DependencyGraph, ratio: Mapping[str, float]) -> NDArray[np.float64]:
-    groups = list(deps.prunable)
+    groups = deps.prunable
     values = np.zeros(len(groups))
+    position = {group.name: number for number, group in enumerate(groups)}
     given: dict[str, tuple[str, float]] = {}
     for layer, raw in ratio.items():
         value = _check_ratio(raw, f" of layer '{layer}'")
@@ -237,7 +238,7 @@ def _by_layer(deps: DependencyGraph, ratio: Mapping[str, float]) -> NDArray[np.f
                     f"layers '{other}' and '{layer}' share the channels of the group '{group.name}', but have ratios "
                     f"{known} and {value}; give one ratio for the group"
                 )
-            values[groups.index(group)] = value
+            values[position[group.name]] = value
     return values
 
 

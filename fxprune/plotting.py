@@ -45,7 +45,7 @@ def weight_histograms(
     rows = math.ceil(len(weights) / _COLUMNS)
     columns = min(_COLUMNS, len(weights))
     figure = Figure(figsize=(3.6 * columns, 0.5 + 2.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (name, tensor) in zip(panels, weights.items(), strict=False):
         values = tensor.detach().float().cpu().numpy().ravel()
         shown = values[values != 0] if nonzero_only else values
@@ -55,7 +55,7 @@ def weight_histograms(
         panel.set_title(f"{name}\n{values.size:,} values{zeros}", fontsize=9)
         panel.tick_params(labelsize=8)
         _plain(panel)
-    for panel in panels:
+    for panel in panels[len(weights) :]:
         panel.set_visible(False)
     figure.suptitle(title)
     figure.supxlabel("value of the weight", fontsize=10)

@@ -7,7 +7,7 @@ __all__ = ["Cover", "Freeze", "Inexact", "Read", "Recorder", "Rect", "Tie"]
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, fx
@@ -15,6 +15,8 @@ from torch import Tensor, fx
 from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
 from fxprune.reading import Axis, Reading, Use, axis_length
 from fxprune.rules.table import Rule
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Recorder(Reading):
         count: Labels in use; 0 is the label of everything that stays.
         ties, freezes, covers, rects, pieces: The constraints.
         reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
+        rearranged: Whether any channels are taken apart, repeated or put into another order.
         axes: The labels along every indexed dimension of a parameter or buffer.
         log: For every node, what each step of its rule gave, in order: the second reading checks against it.
     """
@@ -125,6 +128,7 @@ class Recorder(Reading):
         self.uses: list[Use] = []
         self.axes: dict[Axis, Tensor] = {}
         self.log: dict[str, list[Any]] = defaultdict(list)
+        self.rearranged = False
         self._canonical: dict[int, str] = {}
 
     def _note(self, record: Any) -> None:
@@ -142,14 +146,15 @@ class Recorder(Reading):
         """The shape of a tensor in the recorded module."""
         return tuple(self.original(name).shape)
 
-    def aliases(self, gm: fx.GraphModule) -> dict[str, tuple[str, Tensor]]:
-        """Every name of every tensor of a module with the recorded layers, with its canonical name and the tensor."""
+    def by_alias(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Values by canonical name, under every name that the tensors have."""
+        gm = self.gm
+        named = [*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)]
         found = {}
-        for name, tensor in [
-            *gm.named_parameters(remove_duplicate=False),
-            *gm.named_buffers(remove_duplicate=False),
-        ]:
-            found[name] = (self._canonical.get(id(self.original(name)), name), tensor)
+        for name, tensor in named:
+            canonical = self._canonical.get(id(tensor))
+            if canonical is not None and canonical in values:
+                found[name] = values[canonical]
         return found
 
     def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -276,6 +281,7 @@ class Recorder(Reading):
     ) -> Any:
         """Run the operator on every layer, and see what became of them."""
         moved = [function(spread(layer, value.shape), *args, **kwargs) for layer in value.layers]
+        start = self.count
         single = isinstance(self.node.meta["val"], Tensor)
 
         def settle(out: Any, *layers: Tensor) -> Any:
@@ -285,7 +291,14 @@ class Recorder(Reading):
 
         outs = self.node.meta["val"]
         if single:
-            return settle(outs, *moved)
+            result = settle(outs, *moved)
+            same = self.count == start and len(result.layers) == len(value.layers)
+            self.rearranged |= not same or any(
+                a.tensor.numel() != b.tensor.numel() or not np.array_equal(numbers(a.tensor), numbers(b.tensor))
+                for a, b in zip(result.layers, value.layers, strict=True)
+            )
+            return result
+        self.rearranged = True
         if not isinstance(outs, tuple | list):
             return outs
         pieces = [settle(out, *(m[i] for m in moved)) for i, out in enumerate(outs)]

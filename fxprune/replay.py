@@ -32,12 +32,14 @@ class Conflict(Exception):
 
     Attributes:
         labels: The labels that do not line up there.
-        place: The node and what is wrong.
+        node: Name of the node.
+        place: What is wrong, and where.
     """
 
-    def __init__(self, labels: IntArray, place: str) -> None:
+    def __init__(self, labels: IntArray, node: str, place: str) -> None:
         super().__init__(place)
         self.labels = labels
+        self.node = node
         self.place = place
 
 
@@ -102,7 +104,7 @@ class Replay(Reading):
         array = numbers(labels) if isinstance(labels, Tensor) else np.asarray(labels).reshape(-1)
         if self.settled:
             raise InternalError(f"the rewritten graph does not do what was planned: {text} at {source_of(self.node)}")
-        return Conflict(array, f"{text} at {source_of(self.node)}")
+        return Conflict(array, self.node.name, f"{text} at {source_of(self.node)}")
 
     def _kept(self, labels: Tensor) -> Tensor:
         array = numbers(labels)
@@ -206,7 +208,11 @@ class Replay(Reading):
             raise self._conflict(
                 torch.cat([a.reshape(-1), b.reshape(-1)]), "different numbers of channels meet"
             ) from None
-        if not record.has(numbers(left), numbers(right)):
+        met = tuple(column[self.alive[column]] for column in record.columns)
+        here = (numbers(left), numbers(right))
+        # Almost always the survivors meet in the order that they had.
+        in_order = all(np.array_equal(a, b) for a, b in zip(here, met, strict=True))
+        if not in_order and not record.has(*here):
             raise self._conflict(torch.cat([left.reshape(-1), right.reshape(-1)]), "channels do not line up")
 
     def freeze(self, labels: Tensor, text: str) -> None:

@@ -1,18 +1,21 @@
-"""What the rewrites have in common: a graph over another model's weights, and copies that share no storage."""
+"""What rewrites need: copies of layers that share no storage, with some tensors replaced, under another graph."""
 
 from __future__ import annotations
 
-__all__ = ["copy_with", "cut", "graph_over"]
+__all__ = ["cut", "graph_over", "rebuild"]
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture import set_modes
 from fxprune.errors import ArgumentError
 from fxprune.plan import TensorCut
+
+_IMMUTABLE = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, torch.device, torch.memory_format)
 
 
 def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
@@ -25,40 +28,45 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     Raises:
         ArgumentError: ``model`` lacks a layer or tensor of the graph, or has it in another shape.
     """
+    over = fx.GraphModule(_targets(gm, model), gm.graph, gm.__class__.__name__)
+    set_modes(over, model)
+    return over
+
+
+def _targets(gm: fx.GraphModule, model: nn.Module) -> dict[str, Any]:
+    """The layers and tensors that the graph calls, as ``model`` has them."""
     root: dict[str, Any] = {}
     for node in gm.graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
         name = str(node.target)
+        if name in root:
+            continue
+        find: Callable[[nn.Module, str], Any] = nn.Module.get_submodule if node.op == "call_module" else _attribute
+        traced = find(gm, name)
         try:
-            root[name] = model.get_submodule(name) if node.op == "call_module" else _attribute(model, name)
+            root[name] = find(model, name)
         except AttributeError:
-            if not name.startswith("_"):
+            if not name.startswith("_"):  # what tracing itself added
                 raise ArgumentError(
                     f"{type(model).__name__} has no '{name}', which the plan was made for; "
                     "apply the plan to the model that it was made for"
                 ) from None
-            root[name] = gm.get_submodule(name) if node.op == "call_module" else _attribute(gm, name)
-    over = fx.GraphModule(root, gm.graph, gm.__class__.__name__)
-    over.training = model.training
-    shapes = {name: tuple(t.shape) for name, t in _tensors(gm).items()}
-    for name, tensor in _tensors(over).items():
-        if shapes.get(name) != tuple(tensor.shape):
+            root[name] = traced
+        _check_shapes(name, traced, root[name])
+    return root
+
+
+def _check_shapes(name: str, traced: Any, found: Any) -> None:
+    if traced is found:
+        return
+    for path, tensor in _tensors(traced, name).items():
+        other = _tensors(found, name).get(path)
+        if other is None or other.shape != tensor.shape:
+            shape = "absent" if other is None else f"of shape {tuple(other.shape)}"
             raise ArgumentError(
-                f"'{name}' has shape {tuple(tensor.shape)}, but the plan was made for {shapes.get(name)}; "
-                "make a new plan"
+                f"'{path}' is {shape}, but the plan was made for shape {tuple(tensor.shape)}; make a new plan"
             )
-    for name, module in over.named_modules():
-        if name and not any(True for _ in module.parameters(recurse=False)):
-            module.training = _mode(model, name, module.training)
-    return over
-
-
-def _mode(model: nn.Module, name: str, default: bool) -> bool:
-    try:
-        return model.get_submodule(name).training
-    except AttributeError:
-        return model.training if name.startswith("_") else default
 
 
 def _attribute(module: nn.Module, name: str) -> Tensor:
@@ -67,8 +75,11 @@ def _attribute(module: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
+def _tensors(value: Any, name: str) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {name: value}
+    named = [*value.named_parameters(name, remove_duplicate=False), *value.named_buffers(name, remove_duplicate=False)]
+    return dict(named)
 
 
 def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
@@ -79,7 +90,7 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
         if groups > 1:
             result = _cut_blocks(result, plan, groups)
         else:
-            for axis, index in plan.axes:
+            for axis, index in sorted(plan.axes, key=lambda pair: pair[0].dim):
                 result = result.index_select(axis.dim, torch.from_numpy(index).to(result.device))
     return _in_format_of(tensor, result)
 
@@ -102,24 +113,66 @@ def _cut_blocks(tensor: Tensor, plan: TensorCut, groups: int) -> Tensor:
 
 
 def _in_format_of(original: Tensor, result: Tensor) -> Tensor:
+    """The result in the original's memory format, copied if it still is the original."""
     for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if original.dim() == rank and not original.is_contiguous() and original.is_contiguous(memory_format=layout):
-            return result.clone(memory_format=layout)
-    return result.clone(memory_format=torch.contiguous_format)
+            result = result.contiguous(memory_format=layout)
+    return result.clone() if result.data_ptr() == original.data_ptr() else result
 
 
-def copy_with(gm: fx.GraphModule, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    """A deep copy in which some tensors are replaced; sharing within the module is kept.
+def rebuild(
+    gm: fx.GraphModule, model: nn.Module, replaced: Mapping[str, TensorCut], edit: Callable[[fx.Graph], None]
+) -> fx.GraphModule:
+    """A new graph module: the layers of ``model``, copied, with some tensors cut, under an edited copy of the graph.
+
+    Sharing of layers and tensors within the model is kept; nothing is shared with it.
 
     Args:
-        gm: The module to copy.
-        tensors: New values of parameters and buffers by name.
+        gm: A traced network.
+        model: The model that was traced, or one of the same layers.
+        replaced: How tensors are cut, by any of their names.
+        edit: Changes the copy of the graph in place.
+
+    Raises:
+        ArgumentError: As from :func:`graph_over`.
     """
+    targets = _targets(gm, model)
     memo: dict[int, Any] = {}
-    for name, tensor in _tensors(gm).items():
-        if name in tensors:
-            new = tensors[name]
-            memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
-    # deepcopy keeps what the memo holds alive only by id: the originals live on in gm.
-    result: fx.GraphModule = copy.deepcopy(gm, memo)
+    for name, value in targets.items():
+        for path, tensor in _tensors(value, name).items():
+            if path in replaced:
+                memo[id(tensor)] = _replacement(tensor, cut(tensor, replaced[path]))
+    root = {name: _copy(value, memo) for name, value in targets.items()}
+    graph = copy.deepcopy(gm.graph)
+    edit(graph)
+    result = fx.GraphModule(root, graph, gm.__class__.__name__)
+    set_modes(result, model)
     return result
+
+
+def _replacement(tensor: Tensor, new: Tensor) -> Tensor:
+    return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy`` of a layer or tensor; layers go attribute by attribute, which is several times faster."""
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, Tensor):
+        memo[id(value)] = _replacement(value, _in_format_of(value, value.detach()))
+        return memo[id(value)]
+    if not isinstance(value, nn.Module) or hasattr(type(value), "__deepcopy__"):
+        return copy.deepcopy(value, memo)
+    new = type(value).__new__(type(value))
+    memo[id(value)] = new
+    for name, attribute in value.__dict__.items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            copied: Any = {k: None if v is None else _copy(v, memo) for k, v in attribute.items()}
+        elif isinstance(attribute, _IMMUTABLE):
+            copied = attribute
+        elif isinstance(attribute, dict | set) and not attribute:
+            copied = type(attribute)()
+        else:
+            copied = copy.deepcopy(attribute, memo)
+        object.__setattr__(new, name, copied)
+    return new

@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 from fxprune.capture import Example, trace
 from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
-from fxprune.errors import ArgumentError, ArgumentTypeError, NothingToPruneError, UnknownNameError, nearest_names
+from fxprune.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    FrozenLayerError,
+    FxpruneError,
+    NothingToPruneError,
+    UnknownNameError,
+    nearest_names,
+)
 from fxprune.masks import LAYERS, check_sparsity, magnitude_mask, prunable_weights, weight_places
 from fxprune.parametrizing import copy_network, freeze_parametrizations
 from fxprune.passes.fine_grained_pruning import FineGrainedPruning
@@ -95,6 +103,7 @@ def sensitivity(
         ArgumentError: A sparsity is out of range, there is none, no layer is named, or ``kind`` is unknown.
         ArgumentTypeError: ``evaluate`` is not callable, or returns no number.
         UnknownNameError: The network has no layer of a given name that can be pruned.
+        FrozenLayerError: A layer is named whose channels cannot be removed, with the reason.
         NothingToPruneError: The network has no layer that can be pruned.
         WeightError: A weight holds NaN or Inf.
 
@@ -107,7 +116,7 @@ def sensitivity(
     sweep: _WeightSweep | _ChannelSweep = _WeightSweep(gm) if kind == "weights" else _ChannelSweep(gm, criterion)
     if not sweep.layers:
         raise NothingToPruneError(f"the network has no layer that can be pruned: {sweep.reason}")
-    chosen = _choose(sweep.layers, layers)
+    chosen = _choose(sweep, layers)
     recording = Recording(cache_bytes)
     curves: dict[str, list[float]] = {layer: [] for layer in chosen}
     with tqdm(total=1 + len(chosen) * len(tried), desc="sensitivity", unit="point", disable=not progress) as bar:
@@ -158,6 +167,9 @@ class _WeightSweep:
     def reason(self) -> str:
         return "there is neither a convolution nor a linear layer"
 
+    def refusal(self, layer: str) -> FxpruneError:
+        return UnknownNameError(f"there is no layer {layer!r} with weights; {nearest_names(str(layer), self.layers)}")
+
     def whole_points(self, layers: Sequence[str], sparsities: Sequence[float]) -> Iterator[_Point]:
         for layer in layers:
             for sparsity in sparsities:
@@ -206,6 +218,11 @@ class _ChannelSweep:
         frozen = [f"'{group.name}': {group.frozen}" for group in self._deps.groups]
         return "; ".join(frozen) or "there is no layer with channels"
 
+    def refusal(self, layer: str) -> FxpruneError:
+        if layer in self._deps.layers:
+            return FrozenLayerError(f"channels of {layer!r} cannot be removed.\n{self._deps.explain(layer)}")
+        return UnknownNameError(f"there is no layer {layer!r} with channels; {nearest_names(str(layer), self.layers)}")
+
     def whole_points(self, layers: Sequence[str], ratios: Sequence[float]) -> Iterator[_Point]:
         for same in self._by_groups(layers):
             for ratio in ratios:
@@ -244,17 +261,17 @@ def _evaluate(evaluate: Evaluate, network: nn.Module) -> float:
     return float(accuracy)
 
 
-def _choose(known: Sequence[str], layers: Sequence[str] | None) -> tuple[str, ...]:
+def _choose(sweep: _WeightSweep | _ChannelSweep, layers: Sequence[str] | None) -> tuple[str, ...]:
     if layers is None:
-        return tuple(known)
+        return sweep.layers
     if isinstance(layers, str):
         raise ArgumentTypeError(f"layers must be a sequence of names, not the string {layers!r}: write [{layers!r}]")
-    unknown = next((name for name in layers if name not in known), None)
-    if unknown is not None:
-        raise UnknownNameError(f"there is no prunable layer named {unknown!r}; {nearest_names(str(unknown), known)}")
+    for name in layers:
+        if name not in sweep.layers:
+            raise sweep.refusal(name)
     if not layers:
         raise ArgumentError("layers is empty: name at least one layer, or leave it out to scan them all")
-    return tuple(name for name in known if name in layers)
+    return tuple(name for name in sweep.layers if name in layers)
 
 
 def _check_arguments(sparsities: Sequence[float], kind: str, evaluate: object) -> tuple[float, ...]:

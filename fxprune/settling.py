@@ -40,13 +40,15 @@ def replayed(
 def settle(gm: fx.GraphModule, recorder: Recorder) -> Structure:
     """Refine the structure until a trial plan, in which every block chooses for itself, can be carried out."""
     structure = resolve(recorder, Refinement())
+    if not recorder.rearranged and not structure.rects:
+        return structure  # channels only ever pass through in their order: there is nothing that could not be
     scores = np.random.default_rng(0).random(recorder.count)
     for _ in range(_ATTEMPTS):
         keep = {g: -(-len(m) // 2) for g, m in enumerate(structure.members)}
         try:
             replayed(gm, structure, select(structure, scores[: structure.units], keep))
         except Conflict as conflict:
-            structure = resolve(recorder, structure.escalate(conflict.labels, conflict.place))
+            structure = resolve(recorder, structure.escalate(conflict.labels, conflict.node, conflict.place))
         else:
             return structure
     raise InternalError("the constraints of the network did not settle")

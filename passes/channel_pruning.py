@@ -7,14 +7,14 @@ __all__ = ["ChannelPruning", "rewrite"]
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils._pytree import tree_map
 
 from fxprune.labels import Labels
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
-from fxprune.rewriting import copy_with, cut
+from fxprune.rewriting import rebuild
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,23 @@ class ChannelPruning(PassBase):
         return PassResult(rewrite(graph_module, self.plan), bool(self.plan.tensors or self.plan.changes))
 
 
-def rewrite(graph_module: fx.GraphModule, plan: ChannelPlan) -> fx.GraphModule:
+def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
     """A new module with the plan's tensors, sizes and attributes; see :class:`ChannelPruning`."""
-    aliases = plan.structure.recorder.aliases(graph_module)
-    tensors = {
-        name: cut(tensor, plan.tensors[canonical])
-        for name, (canonical, tensor) in aliases.items()
-        if canonical in plan.tensors
-    }
-    result = copy_with(graph_module, tensors)
-    nodes: dict[str, fx.Node] = {node.name: node for node in result.graph.nodes}
 
-    def here(node: fx.Node) -> fx.Node:
-        return nodes[node.name]
+    def edit(graph: fx.Graph) -> None:
+        nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
 
-    for name, change in plan.changes.items():
-        node = nodes[name]
-        node.op, node.target = change.op, change.target
-        node.args, node.kwargs = fx.node.map_arg(change.args, here), fx.node.map_arg(change.kwargs, here)
+        def here(node: fx.Node) -> fx.Node:
+            return nodes[node.name]
+
+        for name, change in plan.changes.items():
+            node = nodes[name]
+            node.op, node.target = change.op, change.target
+            node.args, node.kwargs = fx.node.map_arg(change.args, here), fx.node.map_arg(change.kwargs, here)
+
+    result = rebuild(plan.gm, model, plan.structure.recorder.by_alias(plan.tensors), edit)
     for (layer, name), value in plan.attributes.items():
         setattr(result.get_submodule(layer), name, value)
-    result.graph.lint()
-    result.recompile()
     _read_again(result, plan)
     return result
 

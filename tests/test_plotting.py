@@ -22,12 +22,17 @@ def _draw(figure: Figure) -> None:
     assert data.getvalue().startswith(b"\x89PNG")
 
 
+def _settings() -> dict[str, object]:
+    # Reading the backend would choose one.
+    return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
+
+
 @pytest.fixture(autouse=True)
 def _global_state() -> object:
-    backend, settings = matplotlib.rcParams._get_backend_or_none(), dict(matplotlib.rcParams)
+    backend, settings = matplotlib.rcParams._get_backend_or_none(), _settings()
     yield
     assert matplotlib.rcParams._get_backend_or_none() == backend
-    assert dict(matplotlib.rcParams) == settings
+    assert _settings() == settings
     assert not _pylab_helpers.Gcf.figs
 
 

@@ -42,7 +42,7 @@ from fxprune.sparsity import finalize, prune_weights
 from fxprune.verification import verify
 
 _LAST_CONVOLUTION = "backbone.conv7"
-_TURNS, _RUNS, _SECONDS = 4, 20, 0.4
+_TURNS, _WARM_UP, _RUNS, _SECONDS = 3, 2, 20, 0.4
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,10 @@ def measure_costs(lab: Lab, networks: Mapping[str, nn.Module]) -> dict[str, Cost
     for size in lab.settings.latency_batches:
         images = lab.example.expand(size, -1, -1, -1).contiguous()
         turns = [
-            {name: measure_latency(network, images, runs=_RUNS, seconds=_SECONDS) for name, network in deployed.items()}
+            {
+                name: measure_latency(network, images, warmup=_WARM_UP, runs=_RUNS, seconds=_SECONDS)
+                for name, network in deployed.items()
+            }
             for _ in range(_TURNS)
         ]
         for name, by_size in latencies.items():
