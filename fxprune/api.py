@@ -1,16 +1,21 @@
-"""The three steps in one."""
+"""The three steps in one, for a whole model or one part of it."""
 
 from __future__ import annotations
 
 __all__ = ["prune_channels"]
 
-from collections.abc import Iterable
+import copy
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, nn
 
-from fxprune.capture import Example
+from fxprune.capture import Example, bind_example
 from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
+from fxprune.errors import TraceError, UnknownNameError, nearest_names
 from fxprune.planning import Ratio, plan_channels
 
 
@@ -22,26 +27,67 @@ def prune_channels(
     scope: str = "group",
     exclude: Iterable[str] = (),
     round_to: int = 1,
-) -> fx.GraphModule:
+    submodule: str | None = None,
+) -> nn.Module:
     """Trace a model, plan, and rewrite.
 
     Args:
         model: Any module; it is not changed.
         example_inputs: As for :func:`fxprune.trace`.
-        ratio: As for :func:`fxprune.plan_channels`, like all that follow.
+        ratio: As for :func:`fxprune.plan_channels`, like all that follow up to ``round_to``.
         criterion: How channels are ranked.
         scope: Whether groups are ranked one by one or together.
         exclude: Names of layers whose output channels all stay.
         round_to: Round kept channels up to a multiple of this.
+        submodule: Name of one part, such as ``"backbone"``, to prune in place of the whole; names in ``ratio`` and
+            ``exclude`` are then relative to it. What goes in and out of the part keeps its shape.
 
     Returns:
-        A new graph module with fewer channels.
+        A new ``torch.fx.GraphModule`` with fewer channels; with ``submodule``, a copy of the model in which that part
+        is such a module.
 
     Raises:
         FxpruneError: As from :func:`fxprune.trace` and :func:`fxprune.plan_channels`.
+        UnknownNameError: There is no such submodule; the message lists the nearest names.
 
     Example:
         >>> small = prune_channels(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224), ratio=0.5)
     """
+    if submodule is not None:
+        part, inputs = _part(model, example_inputs, submodule)
+        small = prune_channels(part, inputs, ratio, criterion, scope, exclude, round_to)
+        return copy.deepcopy(model, {id(part): small})
     deps = DependencyGraph.from_model(model, example_inputs)
     return plan_channels(deps, ratio, criterion, scope, exclude, round_to).apply(model)
+
+
+class _Reached(BaseException):
+    """Ends a run of the model where the part has its inputs; no handler in the model is to take it for its own."""
+
+
+def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    """A submodule and the inputs that it gets for the example, from a run in evaluation mode up to there."""
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        raise UnknownNameError(f"no submodule '{name}'; {nearest_names(name, [n for n in modules if n])}")
+    part = modules[name]
+    caught: list[Mapping[str, Any]] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        raise _Reached
+
+    modes = [(module, module.training) for module in model.modules()]
+    hook = part.register_forward_pre_hook(catch, with_kwargs=True)
+    example = bind_example(model, example_inputs)
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(**example)
+    except _Reached:
+        return part, {k: v.detach() if isinstance(v, Tensor) else v for k, v in caught[0].items()}
+    finally:
+        hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    raise TraceError(f"{type(model).__name__} never calls its submodule '{name}' on the example inputs")

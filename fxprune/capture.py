@@ -43,9 +43,12 @@ _FAILURES = (
     LookupError,
     NameError,
     RuntimeError,
+    TraceError,
     TypeError,
     ValueError,
 )
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+_WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
 _FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 _CONTAINERS = (
     nn.Sequential,
@@ -157,6 +160,20 @@ class ValueProxy(fx.Proxy):
         return [self._item(key) for key in self.value]
 
 
+def _in_place(name: str) -> Callable[..., Any]:
+    """``x += y`` and its like, which write into ``x``: a view of it that was taken before sees the change."""
+    target = getattr(operator, name)
+
+    def method(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in _IN_PLACE:
+    setattr(ValueProxy, f"__{_name}__", _in_place(_name))
+
+
 class ValueAttribute(ValueProxy):
     """An attribute of a proxy; the graph gets a node for it when it is used other than by a call."""
 
@@ -197,7 +214,7 @@ class CaptureTracer(fx.Tracer):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self.names.setdefault(id(tensor), name)
             self.tensors[self.names[id(tensor)]] = tensor
-        self.opaque: dict[str, str] = {}
+        self._opaque: str | None = None
         self.failure: tuple[str, BaseException] | None = None
         self._constants: list[Tensor] = []
         self._evaluating = False
@@ -265,11 +282,14 @@ class CaptureTracer(fx.Tracer):
             self.module_stack.clear()
             self.module_stack.update(stack)
             self.scope.module_path, self.scope.module_type = scope
-            proxy = self.create_proxy("call_module", path, args, kwargs)
             reason = self.failure[1] if self.failure else error
+            self._opaque = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+            try:
+                proxy = self.create_proxy("call_module", path, args, kwargs)
+            finally:
+                text, self._opaque = self._opaque, None
             self.failure = None
-            self.opaque[path] = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
-            proxy.node.meta["opaque"] = self.opaque[path]
+            proxy.node.meta["opaque"] = text
             return proxy
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -312,7 +332,13 @@ class CaptureTracer(fx.Tracer):
         args = fx.node.map_arg(node.args, value_of)
         kwargs = fx.node.map_arg(node.kwargs, value_of)
         if node.op == "call_module":
-            return self.runner.module(self.root.get_submodule(str(node.target)), args, kwargs)
+            module = self.root.get_submodule(str(node.target))
+            try:
+                return self.runner.module(module, args, kwargs)
+            except _FAILURES:
+                if self._opaque is None:
+                    raise
+                return self.runner.real(module, args, kwargs)
         if node.op == "call_method":
             return self.runner.method(str(node.target), args, kwargs)
         if node.target is getattr:
@@ -498,6 +524,7 @@ def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.Gr
             root[target] = TrainingState() if target == TRAINING_FLAG else model.get_submodule(target)
         elif node.op == "get_attr":
             root[str(node.target)] = tracer.tensors[str(node.target)]
+    graph._tracer_cls = None  # unpickling traces the generated code again, and needs no values for that
     gm = fx.GraphModule(root, graph, type(model).__name__)
     set_modes(gm, model)
     return gm
@@ -512,7 +539,7 @@ def set_modes(gm: fx.GraphModule, model: nn.Module) -> None:
 
 def _has_effect(node: fx.Node, model: nn.Module) -> bool:
     """Whether a node matters though nothing uses its result: it writes into a tensor that something else reads."""
-    if node.op in ("placeholder", "output") or node.target is operator.setitem:
+    if node.op in ("placeholder", "output") or node.target in _WRITERS:
         return True
     if node.op == "call_method":
         name = str(node.target)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils._pytree import tree_map
 
+from fxprune.errors import ArgumentError
 from fxprune.labels import Labels
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
@@ -32,12 +33,22 @@ class ChannelPruning(PassBase):
     plan: ChannelPlan
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Rewrite a module that was traced like the plan's.
+        """Rewrite a module with the plan's graph: the traced one, or one that other passes gave other weights.
 
         Raises:
+            ArgumentError: The module's graph is not the plan's.
             InternalError: The result does not do what the plan says; a mistake in fxprune.
         """
+        if _calls(graph_module) != _calls(self.plan.gm):
+            raise ArgumentError(
+                "the graph is not the one that the plan was made for; make the plan from this graph module: "
+                "plan_channels(DependencyGraph(graph_module), ...)"
+            )
         return PassResult(rewrite(graph_module, self.plan), bool(self.plan.tensors or self.plan.changes))
+
+
+def _calls(gm: fx.GraphModule) -> list[tuple[str, str, object, str]]:
+    return [(node.name, node.op, node.target, f"{node.args}{node.kwargs}") for node in gm.graph.nodes]
 
 
 def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:

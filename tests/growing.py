@@ -157,6 +157,8 @@ class Grower:
         """A new layer, or any other member of the module."""
         name = f"self.m{len(self.layers)}"
         line = f"{name} = {code}"
+        if hasattr(self.scope["self"], name[5:]):
+            delattr(self.scope["self"], name[5:])
         exec(line, self.scope)
         if isinstance(getattr(self.scope["self"], name[5:]), nn.Module):
             getattr(self.scope["self"], name[5:]).eval()

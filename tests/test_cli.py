@@ -31,7 +31,7 @@ def _settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str)
 
 def test_the_lab_runs_and_leaves_its_folder(tmp_path: Path) -> None:
     out = tmp_path / "results"
-    options = ["--width=0.0625", "--epochs=1", "--finetune-epochs=1", "--seed=3", f"--out={out}"]
+    options = ["--width=0.03125", "--epochs=1", "--finetune-epochs=1", "--seed=3", f"--out={out}"]
     done = subprocess.run(
         [sys.executable, "-m", "fxprune", "lab", *options], capture_output=True, text=True, timeout=300, check=False
     )
@@ -42,7 +42,7 @@ def test_the_lab_runs_and_leaves_its_folder(tmp_path: Path) -> None:
         assert f"{bar}: 100%" in done.stderr
     written = json.loads((out / "results.json").read_text())
     assert written["settings"]["seed"] == 3
-    assert written["settings"]["width"] == 0.0625
+    assert written["settings"]["width"] == 0.03125
     for name in ("histograms", "histograms_pruned", "sensitivity", "trade_off", "widths"):
         assert (out / f"{name}.png").stat().st_size > 5000
         assert f"{name}.png" in done.stdout

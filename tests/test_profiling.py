@@ -42,6 +42,12 @@ def test_masks_change_the_zeros_alone(name: str) -> None:
     assert sparse.nonzero_parameters < dense.nonzero_parameters
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_masks_are_no_operators_of_the_network() -> None:
+    model, x = ZOO["residual"](), example_inputs("residual")
+    assert profile(prune_weights(model, x, 0.5), x).macs == profile(model, x).macs
+
+
 def test_macs_are_those_of_the_batch() -> None:
     model = VGG(width=0.1)
     assert profile(model, torch.zeros(3, 3, 32, 32)).macs == 3 * profile(model, IMAGE).macs

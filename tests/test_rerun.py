@@ -158,6 +158,16 @@ def test_a_network_that_differs_after_the_cut_starts_from_the_same_values(chain:
 
 
 @torch.no_grad()
+def test_values_of_a_later_cut_are_of_no_use_for_an_earlier_one(chain: fx.GraphModule) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    recording = recorded(chain, [x])
+    Rerun(chain, recording, 5)(x)
+    other = copy.deepcopy(chain)
+    other.get_parameter("2.weight").mul_(0.5)
+    assert torch.equal(Rerun(other, recording, 3)(x), other(x))
+
+
+@torch.no_grad()
 def test_arguments_are_matched_by_name_and_by_value() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

@@ -8,6 +8,7 @@ __all__ = [
     "LabRun",
     "LabSettings",
     "Variant",
+    "collect_results",
     "compare",
     "lab_figures",
     "load_checkpoint",
@@ -22,5 +23,5 @@ from fxprune.lab.checkpoint import load_checkpoint
 from fxprune.lab.data import load_data
 from fxprune.lab.report import compare, summarise
 from fxprune.lab.results import LabResults, Variant
-from fxprune.lab.run import LabRun, lab_figures, make_folder, run_lab, save_run
+from fxprune.lab.run import LabRun, collect_results, lab_figures, make_folder, run_lab, save_run
 from fxprune.lab.settings import PUBLISHED_SPARSITIES, LabSettings

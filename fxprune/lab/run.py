@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LabRun", "lab_figures", "make_folder", "run_lab", "save_run"]
+__all__ = ["LabRun", "collect_results", "lab_figures", "make_folder", "run_lab", "save_run"]
 
 import json
 import platform
@@ -22,6 +22,7 @@ from fxprune.lab.report import summarise
 from fxprune.lab.results import LabResults, Variant
 from fxprune.lab.settings import LabSettings
 from fxprune.plotting import sensitivity_curves, trade_off, weight_histograms, width_bars
+from fxprune.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,14 @@ def run_lab(settings: LabSettings) -> LabRun:
         costs = steps.measure_costs(
             lab, {"dense": dense.network, "masked": masked_tuned.network, "cut": ranked_tuned.network}
         )
-
-    def variant(pruned: nn.Module, tuned: steps.Trained, cost: steps.Costs) -> Variant:
-        return Variant(lab.test(pruned), cost, tuned.history, lab.test(tuned.network))
-
-    results = LabResults(
-        settings=settings,
-        data_note=lab.data.note,
-        device=_describe(lab.device),
-        dense=Variant(lab.test(dense.network), costs["dense"], dense.history),
-        fine_grained=variant(masked, masked_tuned, costs["masked"]),
-        first=variant(first.network, first_tuned, costs["cut"]),
-        ranked=variant(ranked.network, ranked_tuned, costs["cut"]),
-        sensitivity=curves,
-        widths_before=steps.channel_widths(dense.network),
-        widths_after=steps.channel_widths(ranked.network),
-        errors={"first": first.error, "input-l2": ranked.error},
+    results = collect_results(
+        lab,
+        dense=dense,
+        masked=(masked, masked_tuned),
+        first=(first, first_tuned),
+        ranked=(ranked, ranked_tuned),
+        curves=curves,
+        costs=costs,
         seconds=seconds,
     )
     plots = {
@@ -94,6 +87,49 @@ def run_lab(settings: LabSettings) -> LabRun:
         **lab_figures(results),
     }
     return LabRun(results, plots)
+
+
+def collect_results(
+    lab: steps.Lab,
+    *,
+    dense: steps.Trained,
+    masked: tuple[nn.Module, steps.Trained],
+    first: tuple[steps.ChannelCut, steps.Trained],
+    ranked: tuple[steps.ChannelCut, steps.Trained],
+    curves: Sensitivity,
+    costs: Mapping[str, steps.Costs],
+    seconds: Mapping[str, float] | None = None,
+) -> LabResults:
+    """Test every network and put all figures into one value.
+
+    Args:
+        lab: On whose test images the networks are tested.
+        dense: The network before pruning.
+        masked: After fine-grained pruning, and fine-tuned.
+        first: With the first k channels, and fine-tuned.
+        ranked: With the k channels that matter most to the next layer, and fine-tuned.
+        curves: Of the sensitivity scan.
+        costs: Of ``"dense"``, ``"masked"`` and ``"cut"``: both ways to choose channels give the same shapes.
+        seconds: How long each step took.
+    """
+
+    def variant(pruned: nn.Module, tuned: steps.Trained, cost: steps.Costs) -> Variant:
+        return Variant(lab.test(pruned), cost, tuned.history, lab.test(tuned.network))
+
+    return LabResults(
+        settings=lab.settings,
+        data_note=lab.data.note,
+        device=_describe(lab.device),
+        dense=Variant(lab.test(dense.network), costs["dense"], dense.history),
+        fine_grained=variant(*masked, costs["masked"]),
+        first=variant(first[0].network, first[1], costs["cut"]),
+        ranked=variant(ranked[0].network, ranked[1], costs["cut"]),
+        sensitivity=curves,
+        widths_before=steps.channel_widths(dense.network),
+        widths_after=steps.channel_widths(ranked[0].network),
+        errors={"first": first[0].error, "input-l2": ranked[0].error},
+        seconds=seconds or {},
+    )
 
 
 def lab_figures(results: LabResults) -> dict[str, Figure]:
@@ -107,11 +143,8 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
             for size in results.settings.latency_batches
         },
     }
-    scan = results.sensitivity
     return {
-        "sensitivity": sensitivity_curves(
-            {layer: dict(zip(scan.sparsities, curve, strict=True)) for layer, curve in scan}, baseline=scan.dense
-        ),
+        "sensitivity": sensitivity_curves(results.sensitivity),
         "widths": width_bars(
             results.widths_before,
             results.widths_after,

@@ -43,7 +43,8 @@ _NARY = (
 _OPERATORS = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
     *(operator.neg, operator.pos, operator.abs, operator.invert, operator.and_, operator.or_, operator.xor),
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.ifloordiv),
+    *(operator.imod, operator.iand, operator.ior, operator.ixor),
     *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
 )
 
