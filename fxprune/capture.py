@@ -49,7 +49,7 @@ _FAILURES = (
 )
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 _WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
-_FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+_FACTORIES = ("arange", "empty", "eye", "finfo", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 _CONTAINERS = (
     nn.Sequential,
     nn.Transformer,
@@ -88,7 +88,7 @@ class ValueProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         if isinstance(self.value, Tensor):
-            if name in ("ndim", "dtype", "is_cuda", "is_sparse", "is_quantized", "requires_grad", "layout", "is_meta"):
+            if name in ("ndim", "is_cuda", "is_sparse", "is_quantized", "requires_grad", "layout", "is_meta"):
                 return self.tracer.runner.get(self.value, name)  # type: ignore[attr-defined]
         elif isinstance(self.value, torch.device | torch.dtype):
             return getattr(self.value, name)
@@ -324,7 +324,7 @@ class CaptureTracer(fx.Tracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return to_meta(self.example[str(node.target).lstrip("*")])
+            return to_meta(self.example[self._argument(str(node.target))])
         if node.op == "get_attr":
             return self.runner.attribute(self.tensors[str(node.target)])
         if node.op == "output":
@@ -344,6 +344,11 @@ class CaptureTracer(fx.Tracer):
         if node.target is getattr:
             return self.runner.get(args[0], str(args[1]))
         return self.runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
+
+    def _argument(self, target: str) -> str:
+        """The argument that a placeholder stands for; torch.fx numbers those that it bakes in."""
+        name = target.lstrip("*")
+        return name if name in self.example else name.rpartition("_")[0]
 
     def _where(self, node: fx.Node) -> str:
         path = self.scope.module_path or "the model itself"
@@ -506,7 +511,7 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     except _FAILURES as error:
         where, reason = tracer.failure or ("the model itself", error)
         raise TraceError(
-            f"{type(model).__name__} could not be captured with example inputs {_describe(example)}: in {where}: "
+            f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
             f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move what "
             f"depends on tensor values into a submodule of its own"
         ) from reason
@@ -515,6 +520,9 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
 
 def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.GraphModule:
     graph.eliminate_dead_code(lambda node: _has_effect(node, model))
+    for node in graph.find_nodes(op="placeholder"):
+        if not node.users and not _holds_tensor(node.meta["val"]) and str(node.target) not in tracer.example:
+            graph.erase_node(node)  # an argument that is no tensor: its value is part of the graph
     root: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op == "output":
@@ -557,5 +565,14 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _describe(example: Mapping[str, Any]) -> str:
-    shown = [f"{k}: {tuple(v.shape) if isinstance(v, Tensor) else v!r}" for k, v in example.items()]
-    return "{" + ", ".join(shown) + "}"
+    def shape(value: Any) -> Any:
+        return _Shown(f"tensor{list(value.shape)}") if isinstance(value, Tensor) else value
+
+    return ", ".join(f"{name}: {tree_map(shape, value)!r}" for name, value in example.items())
+
+
+class _Shown(str):
+    """A text that is shown without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -54,7 +54,7 @@ class Reason:
         return f"{self.text} ({self.where})" if self.where else self.text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """Labels that vary along ``dims``.
 
@@ -67,7 +67,7 @@ class Layer:
     dims: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labels:
     """Labels of a tensor value.
 

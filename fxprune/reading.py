@@ -156,7 +156,8 @@ class Reading(ABC):
         if rule is None:
             return self.without_labels(args, kwargs)
         try:
-            args, kwargs = self.numbers(rule, args, kwargs)
+            if any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
+                args, kwargs = self.numbers(rule, args, kwargs)
             return rule.function(self, *args, **kwargs)
         except Declined as declined:
             return self.opaque(str(declined), args, kwargs)
@@ -247,15 +248,18 @@ class Reading(ABC):
             return None
         return self.canonical(f"{self.node.target}.{attribute}")
 
-    def separate(self, layers: list[Layer]) -> tuple[Layer, ...]:
-        """Layers that came to vary along one dimension become one."""
+    def separate(self, layers: Sequence[tuple[Layer, int]]) -> tuple[Layer, ...]:
+        """Of layers that came to vary along one dimension, keep that of the most channels; the others are frozen.
+
+        Args:
+            layers: Each with its number of channels, in the order of the dimensions that they came from.
+        """
         result: list[Layer] = []
-        for layer in layers:
-            shared = [other for other in result if set(other.dims) & set(layer.dims)]
-            if shared:
-                result = [other for other in result if other not in shared]
-                layer = self.product([*shared, layer])
-            result.append(layer)
+        for layer, _ in sorted(layers, key=lambda pair: -pair[1]):
+            if any(set(other.dims) & set(layer.dims) for other in result):
+                self.freeze(layer.tensor, "it is merged with other channels into one dimension")
+            else:
+                result.append(layer)
         return tuple(result)
 
     @abstractmethod
@@ -291,6 +295,10 @@ class Reading(ABC):
     @abstractmethod
     def consume(self, axis: Axis, layer: str, labels: Tensor, role: str) -> None:
         """A layer's tensor is indexed by these channels, in this order."""
+
+    @abstractmethod
+    def weigh(self, labels: Tensor, role: str) -> None:
+        """Channels that a computed weight makes or reads are those of the parameter that it is computed from."""
 
     @abstractmethod
     def tie(self, a: Tensor, b: Tensor) -> None:

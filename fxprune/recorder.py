@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Cover", "Freeze", "Inexact", "Read", "Recorder", "Rect", "Tie"]
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,12 +90,14 @@ class Moved:
         origin: The labels before they were renamed, compact.
         layer: The layer as it goes on, or None where it holds a single channel, which is frozen.
         renamed: New names for labels that occurred more than once.
+        channels: How many labels the layer had before.
     """
 
     full: tuple[int, ...]
     origin: Layer
     layer: Layer | None
     renamed: Lookup | None
+    channels: int
 
 
 def numbers(tensor: Tensor) -> IntArray:
@@ -129,6 +132,8 @@ class Recorder(Reading):
         self.axes: dict[Axis, Tensor] = {}
         self.log: dict[str, list[Any]] = defaultdict(list)
         self.rearranged = False
+        # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
+        self._origins: list[tuple[int, Axis | IntArray]] = []
         self._canonical: dict[int, str] = {}
 
     def _note(self, record: Any) -> None:
@@ -188,6 +193,7 @@ class Recorder(Reading):
             if size > 1:
                 axis = Axis(name, dim)
                 if axis not in self.axes:
+                    self._origins.append((self.count, axis))
                     self.axes[axis] = self.fresh(size)
                 shape = [1] * tensor.dim()
                 shape[dim] = size
@@ -212,6 +218,22 @@ class Recorder(Reading):
         if again:
             self.tie(known, labels)
         self._use(role, layer, axis, labels)
+
+    def weigh(self, labels: Tensor, role: str) -> None:
+        """Find the parameter by the names of its channels, through any renaming."""
+        label = int(labels[0])
+        while True:
+            position = bisect_right(self._origins, label, key=lambda pair: pair[0]) - 1
+            if position < 0:
+                return
+            start, origin = self._origins[position]
+            if isinstance(origin, Axis):
+                if label < start + len(self.axes[origin]):
+                    self._use(role, origin.tensor.rpartition(".")[0] or origin.tensor, origin, self.axes[origin])
+                return
+            if label >= start + origin.size:
+                return
+            label = int(origin[label - start])
 
     def _use(self, role: str, layer: str, axis: Axis, labels: Tensor) -> None:
         self.uses.append(Use(role, layer, axis, labels, self.node.name))
@@ -286,7 +308,9 @@ class Recorder(Reading):
 
         def settle(out: Any, *layers: Tensor) -> Any:
             full = tuple(out.shape)
-            kept = [kept for layer in layers if (kept := self._settle(layer, full, len(value.full))) is not None]
+            sizes = [layer.tensor.numel() for layer in value.layers]
+            settled = [self._settle(layer, full, size) for layer, size in zip(layers, sizes, strict=True)]
+            kept = [(layer, size) for layer, size in zip(settled, sizes, strict=True) if layer is not None]
             return Labels(full, self.separate(kept), value.why)
 
         outs = self.node.meta["val"]
@@ -307,24 +331,25 @@ class Recorder(Reading):
     def join(self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]) -> Layer:
         """Run the operator on one layer of each part."""
         tensor = function([spread(layer, shape) for layer, shape in parts])
-        layer = self._settle(tensor, tuple(tensor.shape), 0)
+        layer = self._settle(tensor, tuple(tensor.shape))
         return layer if layer is not None else Layer(tensor, ())
 
-    def _settle(self, tensor: Tensor, full: tuple[int, ...], before: int) -> Layer | None:
+    def _settle(self, tensor: Tensor, full: tuple[int, ...], channels: int = 0) -> Layer | None:
         """Compact what an operator made of a layer, and keep one name for each position."""
         origin = compact(tensor)
         labels = numbers(origin.tensor)
         if not origin.dims:
-            self._note(Moved(full, origin, None, None))
+            self._note(Moved(full, origin, None, None, channels))
             self.freeze(origin.tensor, "it is the only channel that is left of a selection")
             return None
         layer, renamed = origin, None
         if np.unique(labels).size != labels.size:
+            self._origins.append((self.count, labels))
             names = self.fresh(labels.size)
             renamed = Lookup((labels,), numbers(names))
             self.ties.append(Tie(labels, numbers(names), self.node.name))
             layer = Layer(names.reshape(origin.tensor.shape), origin.dims)
-        self._note(Moved(full, origin, layer, renamed))
+        self._note(Moved(full, origin, layer, renamed, channels))
         if len(layer.dims) > 1:
             shape = [layer.tensor.shape[d] for d in layer.dims]
             self.rects.append(Rect(layer.tensor.reshape(shape).numpy(), None, self.node.name))

@@ -199,6 +199,9 @@ class Replay(Reading):
         elif not torch.equal(known, labels):
             raise self._conflict(labels, f"'{axis.tensor}' is used with its channels in two orders")
 
+    def weigh(self, labels: Tensor, role: str) -> None:
+        """Known from the first reading."""
+
     def tie(self, a: Tensor, b: Tensor) -> None:
         """What meets here must have met in the first reading."""
         record: Lookup = self._next()
@@ -342,7 +345,7 @@ class Replay(Reading):
     def _settle_all(self, parts: list[list[Tensor]], pieces: list[Tensor], value: Labels) -> list[Labels] | None:
         settled = []
         for part, out in zip(parts, pieces, strict=True):
-            layers: list[Layer] = []
+            layers: list[tuple[Layer, int]] = []
             records: list[Moved] = [self._next() for _ in part]
             labelled = {d for record in records for d in record.origin.dims}
             for tensor, record in zip(part, records, strict=True):
@@ -350,7 +353,7 @@ class Replay(Reading):
                 if fitted is None:
                     return None
                 if record.layer is not None:
-                    layers.append(fitted)
+                    layers.append((fitted, record.channels))
             settled.append(Labels(tuple(out.shape), self.separate(layers), value.why))
         return settled
 

@@ -37,7 +37,29 @@ class Proof:
     inexact: list[str]
 
 
-class _Zeroing(fx.Interpreter):
+_NARROW = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class _Double(fx.Interpreter):
+    """Runs a graph in float64, also where it names another floating-point type."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return self._run(n, args, kwargs)
+
+    def _run(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        args, kwargs = tree_map(_widened, (args, kwargs))
+        target = "double" if n.op == "call_method" and n.target in ("float", "half", "bfloat16") else n.target
+        with self._set_current_node(n):
+            return getattr(self, n.op)(target, args, kwargs)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+
+
+class _Zeroing(_Double):
     """Runs a graph with removed channels zeroed wherever they are summed over."""
 
     def __init__(self, gm: fx.GraphModule, plan: ChannelPlan) -> None:
@@ -60,8 +82,7 @@ class _Zeroing(fx.Interpreter):
                 elif position in new_kwargs:
                     new_kwargs[position] = _masked(new_kwargs[position], mask)
             args, kwargs = tuple(new_args), new_kwargs
-        with self._set_current_node(n):
-            return getattr(self, n.op)(n.target, args, kwargs)
+        return self._run(n, args, kwargs)
 
 
 def _masked(value: Tensor, mask: Tensor) -> Tensor:
@@ -105,7 +126,7 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proo
     ]
     with torch.no_grad():
         before = _Zeroing(original, plan).run(*copy.deepcopy(values))
-        after = pruned(*copy.deepcopy(values))
+        after = _Double(pruned).run(*copy.deepcopy(values))
     return Proof(_difference(before, after), not plan.inexact, list(plan.inexact))
 
 

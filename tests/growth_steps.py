@@ -236,8 +236,21 @@ def gated_unit(g: Grower) -> None:
 def binary(g: Grower) -> None:
     x = g.take()
     y = g.take(where=lambda v: v.shape == g.values[x].shape)
-    calls = ("{x} + {y}", "{x} * {y}", "torch.maximum({x}, {y})", "{x} - {y}", "{x}.add_({y})", "torch.where({x} > 0, {x}, {y})")
-    calls += ("torch.lerp({x}, {y}, 0.3)", "{x}.mul({y})", "{x} + {y} * 2", "torch.add({x}, {y}, alpha=2)", "{y}.mul_({x})")
+    calls = (
+        "{x} + {y}",
+        "{x} * {y}",
+        "torch.maximum({x}, {y})",
+        "{x} - {y}",
+        "{x}.add_({y})",
+        "torch.where({x} > 0, {x}, {y})",
+    )
+    calls += (
+        "torch.lerp({x}, {y}, 0.3)",
+        "{x}.mul({y})",
+        "{x} + {y} * 2",
+        "torch.add({x}, {y}, alpha=2)",
+        "{y}.mul_({x})",
+    )
     g.put(g.pick(calls).format(x=x, y=y))
 
 
@@ -352,7 +365,9 @@ def stacking(g: Grower) -> None:
     names = [x, *(g.take(where=lambda v: v.shape == g.values[x].shape) for _ in range(g.pick((1, 2))))]
     dim = g.pick(range(1, len(g.shape(x)) + 1))
     stacked = f"torch.stack([{', '.join(names)}], dim={dim})"
-    last = g.pick((f"_.sum({dim})", f"_.mean({dim})", "_", "_.flatten(1, 2)", f"_.amax(dim={dim})", f"_.select({dim}, 1)"))
+    last = g.pick(
+        (f"_.sum({dim})", f"_.mean({dim})", "_", "_.flatten(1, 2)", f"_.amax(dim={dim})", f"_.select({dim}, 1)")
+    )
     g.put(stacked, last)
 
 
@@ -527,7 +542,12 @@ def windows(g: Grower) -> None:
     parts = f"{x}.view({symbol}, {c}, {h // s}, {s}, {w // s}, {s})", "_.permute(0, 2, 4, 3, 5, 1)"
     y = g.put(*parts, f"_.reshape(-1, {s * s}, {c})")
     layer = g.layer(f"nn.Linear({c}, {c})", True)
-    g.put(f"{layer}({y})", f"_.view({symbol}, {h // s}, {w // s}, {s}, {s}, {c})", "_.permute(0, 5, 1, 3, 2, 4)", f"_.reshape({symbol}, {c}, {h}, {w})")
+    g.put(
+        f"{layer}({y})",
+        f"_.view({symbol}, {h // s}, {w // s}, {s}, {s}, {c})",
+        "_.permute(0, 5, 1, 3, 2, 4)",
+        f"_.reshape({symbol}, {c}, {h}, {w})",
+    )
 
 
 # Positions and reductions ---------------------------------------------------------------------------------------------
@@ -566,7 +586,13 @@ def reduction(g: Grower) -> None:
     dims = tuple(sorted({g.dim(x), g.dim(x)}))
     dim = dims[0] if len(dims) == 1 or g.chance() else dims
     keep = g.pick((", keepdim=True", ""))
-    calls = ("{x}.mean({d}{k})", "{x}.sum({d}{k})", "{x}.amax({d}{k})", "torch.mean({x}, dim={d}{k})", "{x}.std({d}{k})")
+    calls = (
+        "{x}.mean({d}{k})",
+        "{x}.sum({d}{k})",
+        "{x}.amax({d}{k})",
+        "torch.mean({x}, dim={d}{k})",
+        "{x}.std({d}{k})",
+    )
     calls += ("torch.linalg.vector_norm({x}, dim={d}{k})", "torch.sum({x}, dim={d}{k})", "{x}.norm(dim={d}{k})")
     calls += ("{x}.max({o}{k})[0]", "torch.max({x}, dim={o}{k}).values", "{x}.var(dim={d}, unbiased=False{k})")
     g.put(g.pick(calls).format(x=x, d=dim, o=dims[0], k=keep if rank > 2 else ", keepdim=True"))
@@ -586,7 +612,11 @@ def softmax(g: Grower) -> None:
 def tokens(g: Grower) -> None:
     x = g.take(4)
     n, c, h, w = g.shape(x)
-    calls = (f"{x}.flatten(2).transpose(1, 2)", f"{x}.permute(0, 2, 3, 1).reshape({x}.shape[0], -1, {c})", f"{x}.flatten(2)")
+    calls = (
+        f"{x}.flatten(2).transpose(1, 2)",
+        f"{x}.permute(0, 2, 3, 1).reshape({x}.shape[0], -1, {c})",
+        f"{x}.flatten(2)",
+    )
     g.put(g.pick((*calls, f"{x}.reshape({x}.size(0), {c}, {h * w}).permute(0, 2, 1)")))
 
 
@@ -599,7 +629,15 @@ def image(g: Grower) -> None:
     if side * side != length:
         raise Unfit
     calls = (f"{x}.transpose(1, 2).reshape({x}.shape[0], {c}, {side}, {side})", f"{x}.unflatten(1, ({side}, {side}))")
-    g.put(g.pick((*calls, f"{x}.transpose(1, 2).unflatten(2, ({side}, -1))", f"{x}.mT.reshape(-1, {x}.shape[2], {side}, {side})")))
+    g.put(
+        g.pick(
+            (
+                *calls,
+                f"{x}.transpose(1, 2).unflatten(2, ({side}, -1))",
+                f"{x}.mT.reshape(-1, {x}.shape[2], {side}, {side})",
+            )
+        )
+    )
 
 
 @step(2)
@@ -640,7 +678,10 @@ def attention(g: Grower) -> None:
     if kind == "linear":
         y = f"({q} @ ({k}.transpose(-2, -1).softmax(-1) @ {v}))"
     else:
-        ways = (f"F.scaled_dot_product_attention({q}, {k}, {v})", f"((({q} * {scale}) @ {k}.transpose(-2, -1)).softmax(-1) @ {v})")
+        ways = (
+            f"F.scaled_dot_product_attention({q}, {k}, {v})",
+            f"((({q} * {scale}) @ {k}.transpose(-2, -1)).softmax(-1) @ {v})",
+        )
         ways += (f"torch.matmul(F.softmax(torch.matmul({q}, {k}.mT) * {scale}, dim=-1), {v})",)
         ways += (f"torch.einsum('bhqk,bhkd->bhqd', torch.einsum('bhqd,bhkd->bhqk', {q}, {k}).softmax(-1), {v})",)
         y = g.pick(ways)
@@ -655,9 +696,15 @@ def product(g: Grower) -> None:
     x = g.take(where=lambda v: v.dim() in (3, 4))
     y = g.take(where=lambda v: v.shape == g.values[x].shape)
     letters = "chw"[: len(g.shape(x)) - 1]
-    calls = (f"torch.matmul({x}, {y}.transpose(-2, -1))", f"torch.einsum('n{letters},n{letters}->n{letters[1:]}', {x}, {y})")
+    calls = (
+        f"torch.matmul({x}, {y}.transpose(-2, -1))",
+        f"torch.einsum('n{letters},n{letters}->n{letters[1:]}', {x}, {y})",
+    )
     calls += (f"torch.einsum('n{letters},oc->no{letters[1:]}', {x}, {g.parameter(g.pick(WIDTHS), g.shape(x)[1])})",)
-    calls += (f"torch.einsum('n{letters},n{letters}->n{letters[:-1]}', {x}, {y})", f"{x}.flatten(2) @ {y}.flatten(2).mT")
+    calls += (
+        f"torch.einsum('n{letters},n{letters}->n{letters[:-1]}', {x}, {y})",
+        f"{x}.flatten(2) @ {y}.flatten(2).mT",
+    )
     calls += (f"torch.bmm({x}.flatten(2).transpose(1, 2), {y}.flatten(2))", f"torch.einsum('n{letters}->nc', {x})")
     g.put(g.pick(calls))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Gene", "Wish", "check", "grow", "programs", "wishes"]
+__all__ = ["Gene", "Wish", "check", "check_program", "grow", "programs", "wishes"]
 
 import copy
 import math
@@ -85,7 +85,7 @@ def _numbers(count: int) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, CHOICES - 1), min_size=count, max_size=count)
 
 
-def programs(least: int = 3, most: int = 14) -> st.SearchStrategy[Program]:
+def programs(least: int = 1, most: int = 14) -> st.SearchStrategy[Program]:
     """Programs of about so many steps."""
     names = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
     gene = st.tuples(st.sampled_from(names), _numbers(10))
@@ -187,11 +187,33 @@ def check(model: nn.Module, example: tuple[Tensor, ...], wish: Wish, more: tuple
         assert all(t.numel() for t in small.state_dict().values()), "a tensor is empty"
         assert _shapes(small(*copy.deepcopy(example))) == _shapes(want), "shapes of outputs differ"
         if more is not None:
-            assert _shapes(small(*copy.deepcopy(more))) == _shapes(model(*copy.deepcopy(more))), "other batch sizes differ"
+            assert _shapes(small(*copy.deepcopy(more))) == _shapes(model(*copy.deepcopy(more))), (
+                "other batch sizes differ"
+            )
         proof = fxprune.verify(model, plan, example)
         assert proof.max_relative_error <= 1e-10 or not proof.exact, f"wrong by {proof.max_relative_error:.1e}"
         assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()), "the model has changed"
     return True
+
+
+def check_program(program: Program, wish: Wish) -> str:
+    """Check a grown network: ``"pruned"``, or ``"nothing"`` where nothing could be, or ``"overflow"``."""
+    model, example = program.build(), program.example()
+    with torch.no_grad():
+        finite = all(bool(torch.isfinite(v).all()) for v in _tensors(model(*copy.deepcopy(example))))
+    if not finite:
+        return "overflow"
+    return "pruned" if check(model, example, wish, _other_batch(model, program)) else "nothing"
+
+
+def _other_batch(model: nn.Module, program: Program) -> tuple[Tensor, ...] | None:
+    more = program.example(BATCH + 1)
+    try:
+        with torch.no_grad():
+            model(*copy.deepcopy(more))
+    except RuntimeError:  # one of the sizes that were written down holds the batch
+        return None
+    return more
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

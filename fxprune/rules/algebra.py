@@ -171,6 +171,9 @@ def contract(ctx: Reading, equation: str, values: Sequence[Labels], positions: S
     for term, value, position in zip(terms, values, positions, strict=True):
         contracted = [d for d, c in enumerate(term) if c not in output]
         ctx.reads(position, value, value.on(contracted))
+        if value.parameter:  # a weight that is used as a matrix
+            for dim, layer in ((d, layer) for d in range(len(term)) for layer in value.on([d])):
+                ctx.weigh(layer.tensor.reshape(-1), "consumer" if dim in contracted else "producer")
         spread_out.append(_permuted(value, [letters.index(c) for c in term], len(letters)))
     joint = meet(ctx, spread_out, tuple(sizes[c] for c in letters))
     return sum_over(ctx, joint, summed, keepdim=False)

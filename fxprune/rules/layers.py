@@ -95,6 +95,8 @@ def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor
     out, _ = only_axis(ctx, weight, 0, (1,), "it is part of a kernel")
     columns = axis(ctx, weight, 1)
     ctx.tie(line.reshape(groups, -1), columns[None])
+    ctx.weigh(columns, "consumer")
+    ctx.weigh(out, "producer")
     if groups > 1:
         ctx.blocks(out.reshape(groups, -1))
     return out
@@ -152,6 +154,9 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
     full = ctx.output_shape()
     if weight.parameter is None:
         letters = "abcdefgh"[:last]
+        for dim, role in ((1, "consumer"), (0, "producer")):
+            for layer in weight.on([dim]):
+                ctx.weigh(layer.tensor.reshape(-1), role)
         out = contract(ctx, f"{letters}y,zy->{letters}z", [x, weight], [0, 1])
         return out if bias is None else meet(ctx, [out, bias], full)
     line, kept = only_axis(ctx, x, last, range(last), "")
