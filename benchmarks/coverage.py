@@ -15,6 +15,7 @@ import itertools
 import re
 import statistics
 import sys
+import textwrap
 import time
 import traceback
 import warnings
@@ -343,7 +344,7 @@ def _bare(reason: str) -> str:
 
 def _described(error: BaseException) -> str:
     """An error in one line; one that was not raised on purpose with the line of fxprune that it passed through last."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = textwrap.shorten(f"{type(error).__name__}: {error}", 600)
     if isinstance(error, fxprune.FxpruneError) and not isinstance(error, fxprune.InternalError):
         return text
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "fxprune" in f.filename]

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import fx
 
 from fxprune.labels import IntArray, Reason
-from fxprune.recorder import Freeze, Recorder, Rect, Tie, numbers
+from fxprune.recorder import Cover, Freeze, Recorder, Rect, Tie, numbers
 from fxprune.rules import attention, elementwise, layers, movement, normalisation, spatial
 
 RULE_MODULES = (attention, elementwise, layers, movement, normalisation, spatial)
@@ -124,13 +124,15 @@ def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
         ties.append((np.zeros_like(freeze.labels), freeze.labels))
     unit, units = _components(recorder.count, ties)
     while True:
-        more: list[tuple[IntArray, IntArray]] = []
-        for cover in recorder.covers:
-            more += _settle_cover(cover.parent, cover.child, unit)
+        group = _by_producer(recorder, unit, units)
         rects: list[IntArray] = []
+        more = [tie for cover in recorder.covers for tie in _settle_uniform(cover, unit)]
         if not more:
-            group = _by_producer(recorder, unit, units)
             rects, more = _settle_rects(recorder.rects, unit, group)
+        if not more:
+            more = _settle_lines(recorder.covers, unit, rects)
+        if not more:  # last, as what stands for a line may only be held when the line is known to stay one
+            more = [tie for cover in recorder.covers for tie in _hold_parents(cover, unit)]
         if not more:
             break
         ties += more
@@ -142,19 +144,38 @@ def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
     return Structure(recorder, refinement, unit, units, group, count, kind, tuple(rects), members)
 
 
-def _settle_cover(parent: IntArray | None, child: IntArray, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
-    """A line of one unit goes with its parent; a parent of several units stays."""
-    lines = unit[child]
-    uniform = (lines == lines[:, :1]).all(axis=1)
-    owners = np.zeros(len(child), dtype=np.int64) if parent is None else parent
+def _settle_uniform(cover: Cover, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
+    """What stands for a line of one unit goes with it; a position that stays holds it."""
+    lines = unit[cover.child]
+    owners = np.zeros(len(lines), dtype=np.int64) if cover.parent is None else cover.parent
+    differs = (lines == lines[:, :1]).all(axis=1) & (unit[owners] != lines[:, 0])
+    return [(owners[differs], cover.child[differs, 0])] if differs.any() else []
+
+
+def _hold_parents(cover: Cover, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
+    """What stands for a line of several units stays, as some of them do."""
+    if cover.parent is None:
+        return []
+    lines = unit[cover.child]
+    held = cover.parent[(lines != lines[:, :1]).any(axis=1) & (unit[cover.parent] != 0)]
+    return [(np.zeros_like(held), held)] if held.size else []
+
+
+def _settle_lines(
+    covers: Sequence[Cover], unit: IntArray, rects: Sequence[IntArray]
+) -> list[tuple[IntArray, IntArray]]:
+    """Lines that something stands for stay lines: either they are blocks of a constraint, or they go as a whole."""
+    if not rects:
+        return []
+    weight = np.random.default_rng(_HASHES).integers(1, 2**63, int(unit.max()) + 1, dtype=np.uint64)
+    blocks = {int(number) for rect in rects for number in weight[rect].sum(axis=1)}
     more = []
-    differs = uniform & (unit[owners] != lines[:, 0])
-    if differs.any():
-        more.append((owners[differs], child[differs, 0]))
-    if parent is not None:
-        held = ~uniform & (unit[parent] != 0)
-        if held.any():
-            more.append((np.zeros(int(held.sum()), dtype=np.int64), parent[held]))
+    for cover in covers:
+        lines = unit[cover.child]
+        if len(lines) < 2 or (lines == lines[:, :1]).all():
+            continue
+        if not blocks.issuperset(weight[lines].sum(axis=1).tolist()):
+            more.append((np.repeat(cover.child[:, 0], lines.shape[1]), cover.child.reshape(-1)))
     return more
 
 
@@ -195,7 +216,7 @@ def _renumber(group: IntArray, first: IntArray) -> IntArray:
 def _settle_rects(
     rects: Sequence[Rect], unit: IntArray, group: IntArray
 ) -> tuple[list[IntArray], list[tuple[IntArray, IntArray]]]:
-    """The constraints left between units, each as blocks that keep equally many; and ties where none works."""
+    """The constraints left between units, as blocks that keep equally many; and ties where none works."""
     settled: list[IntArray] = []
     known: set[bytes] = set()
     signature = np.zeros(len(group), dtype=np.uint64)
@@ -232,9 +253,9 @@ def _settle_rects(
 def _refinement_count(blocks: IntArray, signature: NDArray[np.uint64], group: IntArray) -> int:
     """Into how many classes the units of these blocks would fall."""
     number = np.broadcast_to(np.arange(1, len(blocks) + 1, dtype=np.uint64)[:, None], blocks.shape)
-    trial = signature.copy()
+    trial = signature + group.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
     np.add.at(trial, blocks, number * np.uint64(0x9E3779B97F4A7C15))
-    return len(np.unique(np.stack([trial[blocks].reshape(-1), group[blocks].reshape(-1).astype(np.uint64)]), axis=1).T)
+    return len(np.unique(trial[blocks]))
 
 
 def _couple(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -52,6 +53,10 @@ _SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
         nn.Dropout3d,
         nn.AlphaDropout,
     }
+)
+# Those whose meta kernels are slow; tensors among their other arguments have one entry for each channel.
+_SAME_SHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    {F.batch_norm, F.instance_norm, F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.gelu, F.dropout}
 )
 _CONVOLUTIONS: frozenset[type[nn.Module]] = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d})
 
@@ -146,6 +151,11 @@ class MetaRunner:
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a function gives on meta tensors; devices in the arguments become ``meta``."""
+        x = args[0] if args else None
+        if function in _SAME_SHAPE_FUNCTIONS and isinstance(x, Tensor) and not kwargs.get("inplace"):
+            sizes = [len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
+            if x.dim() > 1 and all(size == x.shape[1] for size in sizes):
+                return x.new_empty(x.shape)
         with torch.no_grad():
             return function(*tree_map(self._undevice, args), **tree_map(self._undevice, dict(kwargs)))
 

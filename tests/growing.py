@@ -1,8 +1,8 @@
 """Random networks: programs that grow step by step from every operator that has a rule.
 
-A *gene* is the name of a step and a list of numbers from which the step takes its choices; 0 is always the simplest. A
-program grows by running each step as it is written: what does not fit the shapes is left out. So every list of genes is a
-network, fewer genes and smaller numbers are a simpler one, and the network's ``repr`` is its source.
+A *gene* is the name of a step and a list of numbers from which the step takes its choices; 0 is always the simplest.
+A program grows by running each step as it is written: what does not fit the shapes is left out. So every list of
+genes is a network, fewer genes and smaller numbers are a simpler one, and the network's ``repr`` is its source.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Grower:
     used: set[str] = field(default_factory=set)
     reusable: list[str] = field(default_factory=list)
     inputs: list[tuple[int, ...]] = field(default_factory=list)
-    choices: Iterator[int] = iter(())
+    choices: Iterator[int] = field(default_factory=lambda: iter(()))
     _names: int = 0
 
     def __post_init__(self) -> None:

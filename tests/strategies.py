@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import growth_steps  # noqa: F401 - fills the table of steps
+import growth_layers  # noqa: F401 - fills the table of steps
+import growth_moves  # noqa: F401 - likewise
 import torch
 from growing import BATCH, CHOICES, STEPS, WEIGHTS, WIDTHS, Grower, Program
 from hypothesis import strategies as st

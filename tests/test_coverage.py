@@ -43,7 +43,7 @@ class Sorting(Small):
     """Channels that are sorted have no place of their own, so they stay."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.sort(self.second(torch.relu(self.first(x))), dim=1).values)
+        return self.last(torch.sort(self.second(torch.relu(self.first(x))), dim=1)[0])
 
 
 class Wrong(Small):
@@ -96,7 +96,7 @@ def test_frozen_channels_and_a_poor_reduction_are_reported(coverage: ModuleType)
     row = coverage.measure(_network(coverage, Sorting))
     assert row.frozen == 32
     assert sum(row.reasons.values()) == 32
-    assert all("sort" in reason or "opaque" in reason or "rule" in reason for reason in row.reasons)
+    assert list(row.reasons) == ["operator sort has no rule"]
     assert any(problem.startswith("the MACs fall by ") for problem in row.problems)
 
 
@@ -124,7 +124,7 @@ def test_the_page_has_a_line_for_each_network(coverage: ModuleType) -> None:
     assert all(line.count("|") == 12 for line in page.splitlines() if line.startswith("|"))
 
 
-@pytest.mark.parametrize("name", ["torchvision/squeezenet1_1", "torchvision/shufflenet_v2_x0_5", "timm/mnasnet_small"])
+@pytest.mark.parametrize("name", ["torchvision/squeezenet1_1", "timm/mnasnet_small"])
 def test_real_networks(coverage: ModuleType, name: str) -> None:
     [network] = coverage.chosen([name], big=False)
     row = coverage.measure(network)

@@ -155,8 +155,8 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
     if weight.parameter is None:
         letters = "abcdefgh"[:last]
         for dim, role in ((1, "consumer"), (0, "producer")):
-            for layer in weight.on([dim]):
-                ctx.weigh(layer.tensor.reshape(-1), role)
+            for part in weight.on([dim]):
+                ctx.weigh(part.tensor.reshape(-1), role)
         out = contract(ctx, f"{letters}y,zy->{letters}z", [x, weight], [0, 1])
         return out if bias is None else meet(ctx, [out, bias], full)
     line, kept = only_axis(ctx, x, last, range(last), "")
