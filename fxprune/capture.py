@@ -18,6 +18,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import FunctionType, ModuleType
 from typing import Any, TypeAlias
 from unittest import mock
 
@@ -147,17 +148,29 @@ class ValueProxy(fx.Proxy):
     def __contains__(self, item: Any) -> bool:
         return item in self.value
 
+    @property
     def keys(self) -> Any:
-        """The keys of a dictionary."""
-        return self.value.keys()
+        """Of a dictionary, its method; of anything else, the attribute of that name."""
+        value = self.value
+        return value.keys if isinstance(value, Mapping) else ValueAttribute(self, "keys")
 
+    @property
     def items(self) -> Any:
-        """The items of a dictionary, values being proxies."""
-        return [(key, self._item(key)) for key in self.value]
+        """Of a dictionary, its method, with proxies for values; of anything else, the attribute of that name."""
+        value = self.value
+        if isinstance(value, Mapping):
+            return lambda: [(key, self._item(key)) for key in value]
+        return ValueAttribute(self, "items")
 
+    @property
     def values(self) -> Any:
-        """The values of a dictionary as proxies."""
-        return [self._item(key) for key in self.value]
+        """Of a dictionary, its method, with proxies for values; of anything else, the attribute of that name."""
+        value = self.value
+        return (
+            (lambda: [self._item(key) for key in value])
+            if isinstance(value, Mapping)
+            else ValueAttribute(self, "values")
+        )
 
 
 def _in_place(name: str) -> Callable[..., Any]:
@@ -440,15 +453,40 @@ def bind_example(model: nn.Module, example_inputs: Example) -> dict[str, Any]:
 
 
 @contextmanager
-def _training_flags(model: nn.Module) -> Iterator[None]:
-    modules = [(module, module.training) for module in model.modules()]
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Whatever the traced code stores in the model or in objects that it holds, they are afterwards what they were.
+
+    Meanwhile ``training`` is a flag, so that its use as an argument can be told from a literal.
+    """
+    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    lists: list[tuple[list[Any], list[Any]]] = []
+    seen: set[int] = set()
+    pending: list[Any] = [model]
+    while pending:
+        thing = pending.pop()
+        if id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType | Tensor | fx.Graph):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, list):
+            lists.append((thing, list(thing)))
+            pending += thing
+        elif isinstance(thing, dict):
+            saved.append((thing, dict(thing)))
+            pending += thing.values()
+        elif hasattr(thing, "__dict__"):
+            saved.append((vars(thing), dict(vars(thing))))
+            pending += vars(thing).values()
     try:
-        for module, training in modules:
-            object.__setattr__(module, "training", _Flag(training))
+        for module in model.modules():
+            object.__setattr__(module, "training", _Flag(module.training))
         yield
     finally:
-        for module, training in modules:
-            object.__setattr__(module, "training", training)
+        for now, before in saved:
+            if now.keys() != before.keys() or any(now[key] is not value for key, value in before.items()):
+                now.clear()
+                now.update(before)
+        for current, earlier in lists:
+            current[:] = earlier
 
 
 def _recorded(tracer: CaptureTracer, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -506,7 +544,7 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     tracer = CaptureTracer(model, example, device)
     concrete = {name: value for name, value in example.items() if not _holds_tensor(value)}
     try:
-        with _training_flags(model), _patched(tracer):
+        with _unchanged(model), _patched(tracer):
             graph = tracer.trace(model, concrete_args=concrete or None)
     except _FAILURES as error:
         where, reason = tracer.failure or ("the model itself", error)

@@ -129,6 +129,17 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+@contextmanager
+def _open_attention() -> Iterator[None]:
+    """Attention as torchprofile counts it: torch's fused inference path is one operator that it does not know."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def profile(
     model: nn.Module,
     example_inputs: Example,
@@ -172,7 +183,8 @@ def profile(
     call = _Call.of(copied, example_inputs)
     with torch.no_grad():
         _try(call, model)
-        macs = int(profile_macs(call, tuple(call.tensors)))  # type: ignore[arg-type]
+        with _open_attention():
+            macs = int(profile_macs(call, tuple(call.tensors)))  # type: ignore[arg-type]
     measured = measure_latency(copied, example_inputs, warmup=warmup, runs=runs, seconds=seconds) if latency else None
     return Profile(
         **counts,

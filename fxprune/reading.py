@@ -321,10 +321,6 @@ class Reading(ABC):
         """``parent`` stands for all positions of ``child`` along ``dims``: it exists if any of them does."""
 
     @abstractmethod
-    def product(self, layers: Sequence[Layer]) -> Layer:
-        """One layer that varies wherever any of these does: a position of it exists if it does in all of them."""
-
-    @abstractmethod
     def blocks(self, labels: Tensor) -> None:
         """Every row of ``labels``, shape ``(blocks, size)``, keeps the same number of channels."""
 

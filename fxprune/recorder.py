@@ -281,18 +281,6 @@ class Recorder(Reading):
         )
         return Layer(labels.reshape(shape), left)
 
-    def product(self, layers: Sequence[Layer]) -> Layer:
-        """New names for the positions of several layers together."""
-        tensors = broadcast(*(layer.tensor for layer in layers))
-        labels = self.fresh(tensors[0].numel())
-        self._note(Lookup(tuple(numbers(t) for t in tensors), numbers(labels)))
-        tensor = labels.reshape(tensors[0].shape)
-        joint = Layer(tensor, tuple(sorted({d for layer in layers for d in layer.dims})))
-        for layer in layers:
-            extra = [d for d in joint.dims if d not in layer.dims]
-            self.cover(layer, joint, extra) if extra else self.tie(layer.tensor, tensor)
-        return joint
-
     def blocks(self, labels: Tensor) -> None:
         """Record equal counts."""
         self._note(labels.numpy())

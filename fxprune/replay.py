@@ -253,24 +253,6 @@ class Replay(Reading):
         shape = [1 if d in dims else s for d, s in enumerate(layer.tensor.shape)]
         return Layer(torch.from_numpy(owners[:, 0].copy()).reshape(shape), left)
 
-    def product(self, layers: Sequence[Layer]) -> Layer:
-        """The names that the positions have together."""
-        record: Lookup = self._next()
-        try:
-            tensors = broadcast(*(layer.tensor for layer in layers))
-        except RuntimeError:
-            raise self._conflict(layers[0].tensor, "different numbers of channels meet") from None
-        labels = record(*(numbers(t) for t in tensors))
-        if (labels < 0).any():
-            raise self._conflict(layers[0].tensor, "channels do not line up")
-        joint = Layer(
-            torch.from_numpy(labels).reshape(tensors[0].shape), tuple(sorted({d for x in layers for d in x.dims}))
-        )
-        for layer in layers:
-            extra = [d for d in joint.dims if d not in layer.dims]
-            self.cover(layer, joint, extra) if extra else self.tie(layer.tensor, joint.tensor)
-        return joint
-
     def blocks(self, labels: Tensor) -> None:
         """Every row must hold channels of the row that it was."""
         record: IntArray = self._next()

@@ -1,4 +1,4 @@
-"""Steps of random networks: layers, norms, activations, and values that meet, in the ways in which authors write them."""
+"""Steps of random networks: layers, norms, activations, and values that meet, as authors write them."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ __all__ = ["Gene", "Wish", "check", "check_program", "grow", "programs", "wishes
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +46,10 @@ def _head(grower: Grower, name: str) -> str:
         return name
     if kind == "flat" or len(shape) not in (3, 4):
         size = math.prod(shape[1:])
-        return grower.put(f"{grower.layer(f'nn.Linear({size}, 3)')}({name}.flatten(1))")
+        return f"{grower.layer(f'nn.Linear({size}, 3)')}({name}.flatten(1))"
     if len(shape) == 4:
-        return grower.put(f"{grower.layer(f'nn.Conv2d({shape[1]}, 3, 1)')}({name})")
-    return grower.put(f"{grower.layer(f'nn.Linear({shape[2]}, 3)')}({name})")
+        return f"{grower.layer(f'nn.Conv2d({shape[1]}, 3, 1)')}({name})"
+    return f"{grower.layer(f'nn.Linear({shape[2]}, 3)')}({name})"
 
 
 def _outputs(grower: Grower) -> str:
@@ -123,7 +124,10 @@ class Wish:
         if self.form == "list":
             ratio = ratios
         elif self.form == "mapping":
-            ratio = {group.producers[0]: r for group, r in zip(groups, ratios, strict=True)}
+            # A layer that makes channels of several groups speaks for all of them.
+            makers = Counter(layer for group in groups for layer in (*group.producers, *group.followers))
+            pairs = ((group.producers[0], r) for group, r in zip(groups, ratios, strict=True))
+            ratio = {layer: r for layer, r in pairs if makers[layer] == 1}
         generator = torch.Generator().manual_seed(len(groups))
 
         def random(group: fxprune.ChannelGroup) -> Tensor:

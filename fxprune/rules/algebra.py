@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["axis", "broadcast_shape", "contract", "join", "layer_name", "meet", "only_axis", "pad", "place", "sum_over"]
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ def axis(ctx: Reading, value: Labels, dim: int, text: str = "its channels are fi
     layers = value.on([dim])
     if not layers:
         return ctx.fixed(value.full[dim], value.why.text if value.why else text)
-    layer = layers[0]
+    layer = layers[0]  # layers never share a dimension
     line = first_per_line(layer, dim)
     if len(layer.dims) > 1:
         shape = [1] * len(value.full)
@@ -94,33 +95,64 @@ def meet(ctx: Reading, values: Sequence[Labels], full: tuple[int, ...]) -> Label
     An operand of size 1 says nothing about the dimension that it is broadcast along; a dimension along which an
     operand has size but no labels stays whole.
     """
-    values = [_aligned(v, len(full)) for v in values]
+    values = _untangled(ctx, [_aligned(v, len(full)) for v in values])
     result: list[Layer] = []
     for dims in _clusters([layer for v in values for layer in v.layers]):
-        parts: list[tuple[Layer, Labels]] = []
-        for value in values:
-            layers = value.on(dims)
-            if layers:
-                parts.append((layers[0] if len(layers) == 1 else ctx.product(layers), value))
+        parts = [(layer, value) for value in values for layer in value.on(dims)]
         base, owner = max(parts, key=lambda part: len(part[0].dims))
-        if set(base.dims) != set(dims):
-            base = ctx.product([layer for layer, _ in parts])
-        else:
-            for layer, value in parts:
-                if value is not owner:
-                    # A dimension that the operand is broadcast along, not one along which it has size but one label.
-                    apart = [d for d in base.dims if d not in layer.dims and value.full[d] < full[d]]
-                    if apart:
-                        ctx.cover(layer, base, apart)
-                    else:
-                        ctx.tie(layer.tensor, base.tensor)
+        for layer, value in parts:
+            if value is not owner:
+                # A dimension that the operand is broadcast along, not one along which it has size but one label.
+                apart = [d for d in base.dims if d not in layer.dims and value.full[d] < full[d]]
+                if apart:
+                    ctx.cover(layer, base, apart)
+                else:
+                    ctx.tie(layer.tensor, base.tensor)
+        fixed = False
         for value in values:
-            if not value.on(dims):
-                real = [d for d in base.dims if value.full[d] == full[d] and full[d] > 1]
-                if real:
-                    ctx.pin(base, real, f"it meets channels that stay{f': {value.why.text}' if value.why else ''}")
-        result.append(base)
+            real = [d for d in base.dims if value.full[d] == full[d] and full[d] > 1]
+            if real and not value.on(dims):
+                ctx.pin(base, real, f"it meets channels that stay{f': {value.why.text}' if value.why else ''}")
+                fixed |= len(real) == len(base.dims)
+        if not fixed:
+            result.append(base)
     return Labels(full, tuple(result), next((v.why for v in values if v.why), None))
+
+
+def _untangled(ctx: Reading, values: Sequence[Labels]) -> list[Labels]:
+    """Values whose layers vary along the same dimensions wherever they overlap, or along a part of another's.
+
+    Where layers overlap and none covers the others, as those of ``(heads, i)`` and ``(heads, j)``, each is tied along
+    the dimensions that they share: every head then keeps the same.
+    """
+    shared: set[int] = set()
+    for dims in _clusters([layer for v in values for layer in v.layers]):
+        layers = [layer for v in values for layer in v.on(dims)]
+        if any(len(layer.dims) == len(dims) for layer in layers) and all(len(v.on(dims)) < 2 for v in values):
+            continue
+        shared |= {d for d in dims if len({layer.dims for layer in layers if d in layer.dims}) > 1}
+    if not shared:
+        return list(values)
+    return [
+        Labels(v.full, tuple(left for x in v.layers if (left := _tied_along(ctx, x, shared)) is not None), v.why)
+        for v in values
+    ]
+
+
+def _tied_along(ctx: Reading, layer: Layer, dims: set[int]) -> Layer | None:
+    """The layer tied along some of its dimensions, so that it varies along the others; None if none is left."""
+    along = [d for d in layer.dims if d in dims]
+    if not along:
+        return layer
+    left = tuple(d for d in layer.dims if d not in dims)
+    if not left:
+        ctx.freeze(layer.tensor, "it meets channels along several dimensions at once")
+        return None
+    first = layer.tensor
+    for dim in along:
+        first = first.narrow(dim, 0, 1)
+    ctx.tie(layer.tensor, first)
+    return Layer(first, left)
 
 
 def sum_over(ctx: Reading, value: Labels, dims: Sequence[int], keepdim: bool) -> Labels:
@@ -202,6 +234,7 @@ def _permuted(value: Labels, target: Sequence[int], rank: int) -> Labels:
 def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Labels:
     """Labels of a concatenation along ``dim``, or of a stack along a new dimension ``dim``."""
     full = ctx.output_shape()
+    values = _untangled(ctx, values)
     if stacked:
         values = [_permuted(v, [d + (d >= dim) for d in range(len(v.full))], len(full)) for v in values]
     clusters = _clusters([layer for v in values for layer in v.layers])
@@ -234,16 +267,11 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
 
 def _one_layer(ctx: Reading, value: Labels, dims: Sequence[int]) -> Layer:
     layers = value.on(dims)
-    if len(layers) > 1:
-        return ctx.product(layers)
     if layers:
         return layers[0]
     shape = [s if d in dims else 1 for d, s in enumerate(value.full)]
-    count = 1
-    for size in shape:
-        count *= size
     text = value.why.text if value.why else "it is joined to channels that stay"
-    return Layer(ctx.fixed(count, text).reshape(shape), tuple(dims))
+    return Layer(ctx.fixed(math.prod(shape), text).reshape(shape), tuple(dims))
 
 
 def pad(ctx: Reading, value: Labels, amounts: Sequence[int], mode: str) -> Labels:

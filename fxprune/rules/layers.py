@@ -114,6 +114,13 @@ def transposed_convolution(ctx: Reading, module: Any, x: Labels, output_size: An
     return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), ctx.fact(module.groups), True)
 
 
+def _follow_groups(ctx: Reading, position: int, groups: int, x: Labels) -> None:
+    """A depthwise convolution has as many groups as channels."""
+    channel = len(x.full) - len(ctx.output_shape()) + 1
+    if ctx.fact(groups) == x.full[channel]:
+        ctx.argument(position, "groups", x.shape[channel], groups)
+
+
 @rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
 def functional_convolution(
     ctx: Reading,
@@ -126,9 +133,9 @@ def functional_convolution(
     groups: int = 1,
 ) -> Labels:
     """A convolution whose weight is a parameter, or computed in the graph."""
-    if groups > 1 and weight.parameter is not None:
-        raise Declined("a grouped functional convolution names its number of groups")
-    return _convolve(ctx, input, weight, bias, groups, False)
+    out = _convolve(ctx, input, weight, bias, ctx.fact(groups), False)
+    _follow_groups(ctx, 6, groups, input)
+    return out
 
 
 @rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -144,9 +151,9 @@ def functional_transposed_convolution(
     dilation: Any = 1,
 ) -> Labels:
     """A transposed convolution whose weight is a parameter."""
-    if groups > 1:
-        raise Declined("a grouped functional convolution names its number of groups")
-    return _convolve(ctx, input, weight, bias, groups, True)
+    out = _convolve(ctx, input, weight, bias, ctx.fact(groups), True)
+    _follow_groups(ctx, 6, groups, input)
+    return out
 
 
 def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Labels:
@@ -169,6 +176,28 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
     ctx.attribute("out_features", out_line)
     layers: tuple[Layer, ...] = (*kept, place(out_line, last, len(full)))
     return Labels(full, layers)
+
+
+@rule(nn.Embedding)
+def embedding(ctx: Reading, module: Any, x: Labels) -> Labels:
+    """An embedding makes channels from indices."""
+    return _embed(ctx, x, _weight(ctx, module, "weight"))
+
+
+def _embed(ctx: Reading, x: Labels, weight: Labels) -> Labels:
+    if weight.parameter is None:
+        raise Declined("an embedding with a computed weight has no rule")
+    ctx.freeze_all(x, "it holds indices")
+    out = ctx.produce(Axis(weight.parameter, 1), layer_name(weight.parameter))
+    ctx.attribute("embedding_dim", out)
+    full = ctx.output_shape()
+    return Labels(full, (place(out, len(full) - 1, len(full)),))
+
+
+@rule(F.embedding)
+def functional_embedding(ctx: Reading, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> Labels:
+    """An embedding as a function."""
+    return _embed(ctx, input, weight)
 
 
 @rule(nn.Linear)

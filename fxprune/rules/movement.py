@@ -82,6 +82,9 @@ def attribute(ctx: Reading, x: Any, name: str) -> Any:
     """Attributes of a tensor: transposed views are moved, sizes are read off."""
     if isinstance(x, Labels) and name in ("T", "mT", "H", "mH"):
         return ctx.move(lambda t: getattr(t, name), x, (), {}, None)
+    if isinstance(x, tuple | list):  # a field of a named tuple
+        owner = ctx.node.all_input_nodes[0].meta["val"]
+        return next(part for part, traced in zip(x, owner, strict=True) if traced is getattr(owner, name))
     return ctx.without_labels((x, name), {})
 
 
@@ -231,7 +234,7 @@ def _spell_index(x: Labels, shapes: list[Shape], args: tuple[Any, ...], kwargs: 
             options.append(list(range(size)))
         else:
             options.append([part])
-            out += not isinstance(part, int)
+            out += part.rank if isinstance(part, _Index) else not isinstance(part, int)
         dim += 1
     varied = [i for i, found in enumerate(options) if len(found) > 1]
     if len(varied) <= 1:
@@ -242,15 +245,67 @@ def _spell_index(x: Labels, shapes: list[Shape], args: tuple[Any, ...], kwargs: 
             yield Call((tuple(index),), {})
 
 
+class _Index:
+    """Stands for a tensor of indices among the parts of an index."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.rank = len(labels.full)
+        self.positions = torch.zeros(labels.full, dtype=torch.int64)
+
+
 @rule(operator.getitem, sizes=True)
 def getitem(ctx: Reading, x: Any, index: Any) -> Any:
-    """Indexing of tensors by slices and numbers; of tuples and shapes as Python does."""
+    """Indexing of tensors by slices, numbers and one tensor; of tuples and shapes as Python does.
+
+    What a tensor of indices picks from stays whole: which positions it picks is not known before the network runs.
+    """
     if not isinstance(x, Labels):
         return x[index]
+    parts = _parts(index, len(x.full))
+    picked = [i for i, p in enumerate(parts) if isinstance(p, Labels | Tensor | list)]
+    if picked:
+        part = parts[picked[0]]
+        if len(picked) > 1 or not isinstance(part, Labels) or _by_mask(ctx):
+            raise Declined("indexing by a mask, a list or several tensors has no rule")
+        ctx.freeze_all(part, "it holds indices")
+        dim = sum(p is not None for p in parts[: picked[0]])
+        x = _whole(ctx, x, dim)
+        parts[picked[0]] = _Index(part)
+        index = tuple(parts)
+    return ctx.move(_index, x, (index,), {}, _spell_index)
+
+
+def _by_mask(ctx: Reading) -> bool:
+    kinds = [getattr(node.meta["val"], "dtype", None) for node in ctx.node.all_input_nodes[1:]]
+    return torch.bool in kinds or torch.uint8 in kinds
+
+
+def _index(tensor: Tensor, index: Any) -> Tensor:
     parts = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(p, Labels | Tensor | list) for p in parts):
-        raise Declined("indexing by a tensor has no rule")
-    return ctx.move(lambda t, i: t[i], x, (index,), {}, _spell_index)
+    return tensor[tuple(p.positions if isinstance(p, _Index) else p for p in parts)]
+
+
+def _whole(ctx: Reading, x: Labels, dim: int) -> Labels:
+    """The value without the labels along one dimension, which are frozen."""
+    for layer in x.on([dim]):
+        ctx.freeze(layer.tensor, "a tensor of indices picks from it")
+    return Labels(x.full, tuple(x.off([dim])), x.why)
+
+
+@rule("index_select", torch.index_select, sizes=True)
+def index_select(ctx: Reading, input: Labels, dim: int, index: Labels) -> Any:
+    """Positions along a dimension, picked by a tensor."""
+    ctx.freeze_all(index, "it holds indices")
+    value = _whole(ctx, input, dim % len(input.full))
+    positions = torch.zeros(index.full, dtype=torch.int64)
+    return ctx.move(lambda t: t.index_select(dim, positions), value, (), {}, None)
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+def factory(ctx: Reading, *args: Any, **kwargs: Any) -> Labels:
+    """A new tensor takes the type and the place of another, not its channels."""
+    made: Labels = ctx.unlabelled(ctx.node.meta["val"], ctx.reason("its size is set by the model's code"))
+    return made
 
 
 # Several tensors into one ---------------------------------------------------------------------------------------------
