@@ -30,11 +30,13 @@ class Refinement:
 
     Attributes:
         pieces: Units of one group are peers only if they stand in the same pieces of every split.
+        order: Units whose order matters to an operator have no peers.
         ties: Further ties.
         freezes: Further freezes.
     """
 
     pieces: bool = False
+    order: bool = False
     ties: tuple[Tie, ...] = ()
     freezes: tuple[Freeze, ...] = ()
 
@@ -82,6 +84,10 @@ class Structure:
         if ties:
             return replace(refinement, ties=(*refinement.ties, *ties))
         reason = Reason(f"what would be left of its channels does not fit: {place}", node)
+        if not units.size:  # all of them stay already: what they stand for must, too
+            covers = [c for c in self.recorder.covers if c.parent is not None]
+            behind = [c.child.reshape(-1) for c in covers if np.isin(c.parent, labels).any()]
+            labels = np.concatenate(behind) if behind else np.arange(1, self.recorder.count)
         return replace(refinement, freezes=(*refinement.freezes, Freeze(labels, reason)))
 
     def _label_of(self, units: IntArray) -> IntArray:
@@ -137,7 +143,7 @@ def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
             break
         ties += more
         unit, units = _components(recorder.count, ties)
-    group, kind = _couple(recorder, unit, units, group, rects, refinement.pieces)
+    group, kind = _couple(recorder, unit, units, group, rects, refinement)
     count = int(group.max()) + 1 if group.size else 0
     order = np.argsort(group, kind="stable")
     members = tuple(np.split(order, np.searchsorted(group[order], np.arange(count)))[1:]) if count else ()
@@ -218,24 +224,32 @@ def _settle_rects(
 ) -> tuple[list[IntArray], list[tuple[IntArray, IntArray]]]:
     """The constraints left between units, as blocks that keep equally many; and ties where none works."""
     settled: list[IntArray] = []
-    known: set[bytes] = set()
+    known: set[tuple[tuple[int, ...], bytes]] = set()
     signature = np.zeros(len(group), dtype=np.uint64)
     rng = np.random.default_rng(_HASHES)
     more: list[tuple[IntArray, IntArray]] = []
     for rect in rects:
         lines: IntArray = unit[rect.labels]
         free = rect.free
+        whole = False
         for dim in reversed(range(lines.ndim)):
             first = lines.take([0], axis=dim)
             if lines.ndim > 1 and (lines == first).all():
+                whole |= free == dim
                 lines = np.take(lines, 0, axis=dim)
                 free = None if free is None or free == dim else free - (free > dim)
+        if whole and lines.size > 1:  # a block of one unit could only lose all that it has
+            loose = np.unique(rect.labels[unit[rect.labels] > 0])
+            more += [(np.zeros_like(loose), loose)] if loose.size else []
+            continue
         if lines.ndim < 2 or (group[lines] < 0).all():
             continue
         candidates = [free] if free is not None else list(reversed(range(lines.ndim)))
         options = [np.moveaxis(lines, d, -1).reshape(-1, lines.shape[d]) for d in candidates]
-        blocks = min(options, key=lambda b: _refinement_count(b, signature, group))
-        key = blocks.tobytes()
+        # Where nothing else holds these units the fastest-varying dimension is free, else that which splits them least.
+        loose_yet = not signature[lines].any()
+        blocks = options[0] if loose_yet else min(options, key=lambda b: _refinement_count(b, signature, group))
+        key = (blocks.shape, blocks.tobytes())
         if key in known:
             continue
         known.add(key)
@@ -259,7 +273,12 @@ def _refinement_count(blocks: IntArray, signature: NDArray[np.uint64], group: In
 
 
 def _couple(
-    recorder: Recorder, unit: IntArray, units: int, group: IntArray, rects: Sequence[IntArray], pieces: bool
+    recorder: Recorder,
+    unit: IntArray,
+    units: int,
+    group: IntArray,
+    rects: Sequence[IntArray],
+    refinement: Refinement,
 ) -> tuple[IntArray, IntArray]:
     """Join groups that only together keep blocks equal, and find the classes within groups."""
     rng = np.random.default_rng(_HASHES)
@@ -276,7 +295,11 @@ def _couple(
                 uneven.append(int(number))
         if len(uneven) > 1:
             joins.append((np.full(len(uneven), uneven[0]), np.array(uneven)))
-    if pieces:
+    if refinement.order:
+        for labels in recorder.in_order:
+            loose = np.unique(unit[labels])
+            signature[loose] += rng.integers(1, 2**63, loose.size, dtype=np.uint64)
+    if refinement.pieces:
         for piece in recorder.pieces:
             signature[np.unique(unit[piece])] += rng.integers(1, 2**63, dtype=np.uint64)
     count = int(group.max()) + 1 if group.size else 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import Example, bind_example
+from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import TraceError, UnknownNameError, nearest_names
@@ -77,15 +77,20 @@ def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Modu
         caught.append(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
         raise _Reached
 
+    example = bind_example(model, example_inputs)
     modes = [(module, module.training) for module in model.modules()]
     hook = part.register_forward_pre_hook(catch, with_kwargs=True)
-    example = bind_example(model, example_inputs)
     try:
         model.eval()
         with torch.no_grad():
             model(**example)
     except _Reached:
         return part, {k: v.detach() if isinstance(v, Tensor) else v for k, v in caught[0].items()}
+    except FAILURES as error:
+        raise TraceError(
+            f"{type(model).__name__} failed on the example inputs before it reached '{name}': "
+            f"{type(error).__name__}: {error}"
+        ) from error
     finally:
         hook.remove()
         for module, mode in modes:

@@ -9,7 +9,7 @@ traced becomes one opaque node with its reason.
 
 from __future__ import annotations
 
-__all__ = ["TRAINING_FLAG", "Example", "bind_example", "set_modes", "source_of", "trace", "value_of"]
+__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "bind_example", "conform", "source_of", "trace", "value_of"]
 
 import builtins
 import inspect
@@ -37,7 +37,7 @@ TRAINING_FLAG = "_training_flag"
 """Name of the submodule that carries ``model.training`` into functional dropout and batch norm."""
 
 # What the forward of a module can raise when it meets something that is not a tensor.
-_FAILURES = (
+FAILURES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -71,6 +71,15 @@ class TrainingState(nn.Module):
 
 class _Flag(int):
     """Stands for ``module.training`` during tracing, so that its use as an argument can be told from a literal."""
+
+    owner: str
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str) -> _Flag:
+        """The flag of a module with that name."""
+        flag = cls(module.training)
+        flag.owner = name
+        return flag
 
 
 class ValueProxy(fx.Proxy):
@@ -244,7 +253,7 @@ class CaptureTracer(fx.Tracer):
         if issubclass(kind, fx.Proxy):
             return a.node
         if kind is _Flag:
-            return self._flag_node()
+            return self._flag_node(a)
         if isinstance(a, Tensor):
             return self._tensor(a).node
         if kind is torch.Size:
@@ -258,7 +267,7 @@ class CaptureTracer(fx.Tracer):
         self._evaluating = True  # a layer that runs on meta tensors is not to be traced
         try:
             node.meta["val"] = self._evaluate(node)
-        except _FAILURES as error:
+        except FAILURES as error:
             self._note_failure(self._where(node), error)
             raise
         finally:
@@ -289,7 +298,7 @@ class CaptureTracer(fx.Tracer):
             if decomposed is not None:
                 return super().call_module(m, lambda *a, **k: decomposed(m, *a, **k), args, kwargs)
             return super().call_module(m, forward, args, kwargs)
-        except _FAILURES as error:
+        except FAILURES as error:
             self._note_failure(path, error)
             self._take_back(last)
             self.module_stack.clear()
@@ -323,17 +332,18 @@ class CaptureTracer(fx.Tracer):
         proxy: ValueProxy = self.create_proxy("get_attr", name, (), {})
         return proxy
 
-    def _flag_node(self) -> fx.Node:
-        """The one node that says whether the network is training; it stands behind the inputs."""
-        known = self.graph.find_nodes(op="call_module", target=TRAINING_FLAG)
+    def _flag_node(self, flag: _Flag) -> fx.Node:
+        """The one node that says whether a module is training; it stands behind the inputs."""
+        target = f"{flag.owner}.{TRAINING_FLAG}" if flag.owner else TRAINING_FLAG
+        known = self.graph.find_nodes(op="call_module", target=target)
         if known:
             found: fx.Node = known[0]
             return found
         inputs = self.graph.find_nodes(op="placeholder")
         with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
-            flag = self.graph.call_module(TRAINING_FLAG)
-        flag.meta["val"] = bool(self.root.training)
-        return flag
+            node = self.graph.call_module(target)
+        node.meta["val"] = bool(flag)
+        return node
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -348,7 +358,7 @@ class CaptureTracer(fx.Tracer):
             module = self.root.get_submodule(str(node.target))
             try:
                 return self.runner.module(module, args, kwargs)
-            except _FAILURES:
+            except FAILURES:
                 if self._opaque is None:
                     raise
                 return self.runner.real(module, args, kwargs)
@@ -477,8 +487,8 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             saved.append((vars(thing), dict(vars(thing))))
             pending += vars(thing).values()
     try:
-        for module in model.modules():
-            object.__setattr__(module, "training", _Flag(module.training))
+        for name, module in model.named_modules():
+            object.__setattr__(module, "training", _Flag.of(module, name))
         yield
     finally:
         for now, before in saved:
@@ -546,7 +556,7 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     try:
         with _unchanged(model), _patched(tracer):
             graph = tracer.trace(model, concrete_args=concrete or None)
-    except _FAILURES as error:
+    except FAILURES as error:
         where, reason = tracer.failure or ("the model itself", error)
         raise TraceError(
             f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
@@ -567,20 +577,27 @@ def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.Gr
             node.meta["val"] = fx.node.map_arg(node.args[0], value_of)
         if node.op == "call_module":
             target = str(node.target)
-            root[target] = TrainingState() if target == TRAINING_FLAG else model.get_submodule(target)
+            root[target] = TrainingState() if target.endswith(TRAINING_FLAG) else model.get_submodule(target)
         elif node.op == "get_attr":
             root[str(node.target)] = tracer.tensors[str(node.target)]
     graph._tracer_cls = None  # unpickling traces the generated code again, and needs no values for that
     gm = fx.GraphModule(root, graph, type(model).__name__)
-    set_modes(gm, model)
+    conform(gm, model)
     return gm
 
 
-def set_modes(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Give what torch.fx rebuilt, the root and the containers, the mode that it has in ``model``."""
-    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+def conform(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Give what torch.fx rebuilt the mode, and what it registered the persistence, that they have in ``model``."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in gm.named_modules(remove_duplicate=False):
-        module.training = modes.get(name, model.training)
+        owner = name.removesuffix(TRAINING_FLAG).rstrip(".") if name.endswith(TRAINING_FLAG) else name
+        module.training = modules.get(owner, model).training
+        original = modules.get(name)
+        if original is not module:
+            for buffer in module._buffers:
+                kept = original is not None and buffer in original._buffers
+                if not kept or buffer in original._non_persistent_buffers_set:  # type: ignore[union-attr]
+                    module._non_persistent_buffers_set.add(buffer)
 
 
 def _has_effect(node: fx.Node, model: nn.Module) -> bool:
@@ -591,7 +608,9 @@ def _has_effect(node: fx.Node, model: nn.Module) -> bool:
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
     if node.op == "call_module":
-        return node.target != TRAINING_FLAG and bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+        return not str(node.target).endswith(TRAINING_FLAG) and bool(
+            getattr(model.get_submodule(str(node.target)), "inplace", False)
+        )
     name = getattr(node.target, "__name__", "")
     return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 

@@ -6,6 +6,7 @@ __all__ = ["Ratio", "plan_channels", "plan_sorting"]
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -100,10 +101,9 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
         UnknownNameError: An unknown criterion.
         WeightError: Weights that the criterion looks at are NaN or Inf.
     """
-    structure = deps.structure
-    if not structure.refinement.pieces:
-        structure = resolve(structure.recorder, structure.escalate(np.zeros(0, dtype=np.int64), "", ""))
-        deps = _with_structure(deps, structure)
+    refinement = replace(deps.structure.refinement, pieces=True, order=True)
+    structure = resolve(deps.structure.recorder, refinement)
+    deps = _with_structure(deps, structure)
     kept = np.ones(structure.units, dtype=bool)
     place = ""
     for _ in range(_ATTEMPTS):

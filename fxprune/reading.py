@@ -140,10 +140,12 @@ class Reading(ABC):
                 node.meta["val"], Reason("the network's input has a fixed number of channels", node.name)
             )
         if node.op == "get_attr":
-            return self.parameter(str(node.target))
+            name = self.canonical(str(node.target))
+            return Labels(self.shape_of(name), (), None, name)
         args = self.arguments(node.args)
         kwargs = self.arguments(node.kwargs)
         if node.op == "output":
+            args = fold(self.labelled, args)
             for labels in labels_in(args):
                 self.freeze_all(labels, "it is an output of the network")
             return args
@@ -153,6 +155,8 @@ class Reading(ABC):
             args = (module, *args)
         else:
             rule = RULES.get(node.target)
+        if rule is None or not rule.weights:
+            args, kwargs = fold(self.labelled, args), fold(self.labelled, kwargs)
         if rule is None:
             return self.without_labels(args, kwargs)
         try:
@@ -231,6 +235,12 @@ class Reading(ABC):
         """Freeze every layer of a value."""
         for layer in labels.layers:
             self.freeze(layer.tensor, text)
+
+    def labelled(self, value: Any) -> Any:
+        """A parameter as a value: with a layer for each dimension. Anything else as it is."""
+        if isinstance(value, Labels) and value.parameter and not value.layers:
+            return self.parameter(value.parameter)
+        return value
 
     def output_shape(self) -> tuple[int, ...]:
         """The current node's shape in the original network."""
@@ -331,7 +341,9 @@ class Reading(ABC):
         """What an operator that only moves elements does to labels: run it on them."""
 
     @abstractmethod
-    def join(self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]) -> Layer:
+    def join(
+        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+    ) -> Layer | None:
         """Run an operator that puts several tensors into one on their layers, each spread to its shape."""
 
     @abstractmethod
@@ -358,6 +370,10 @@ class Reading(ABC):
     @abstractmethod
     def attribute_value(self, name: str, value: Any) -> None:
         """The called layer's attribute ``name`` has to be ``value``."""
+
+    @abstractmethod
+    def ordered(self, layers: Sequence[Layer]) -> None:
+        """What the current node computes depends on the order of these channels."""
 
     @abstractmethod
     def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:

@@ -111,7 +111,7 @@ class Recorder(Reading):
 
     Attributes:
         count: Labels in use; 0 is the label of everything that stays.
-        ties, freezes, covers, rects, pieces: The constraints.
+        ties, freezes, covers, rects, pieces, in_order: The constraints.
         reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
         rearranged: Whether any channels are taken apart, repeated or put into another order.
         axes: The labels along every indexed dimension of a parameter or buffer.
@@ -126,6 +126,7 @@ class Recorder(Reading):
         self.covers: list[Cover] = []
         self.rects: list[Rect] = []
         self.pieces: list[IntArray] = []
+        self.in_order: list[IntArray] = []
         self.reads_: list[Read] = []
         self.inexacts: list[Inexact] = []
         self.uses: list[Use] = []
@@ -316,11 +317,12 @@ class Recorder(Reading):
         pieces = [settle(out, *(m[i] for m in moved)) for i, out in enumerate(outs)]
         return type(outs)(pieces) if type(outs) in (tuple, list) else tuple(pieces)
 
-    def join(self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]) -> Layer:
+    def join(
+        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+    ) -> Layer | None:
         """Run the operator on one layer of each part."""
         tensor = function([spread(layer, shape) for layer, shape in parts])
-        layer = self._settle(tensor, tuple(tensor.shape))
-        return layer if layer is not None else Layer(tensor, ())
+        return self._settle(tensor, tuple(tensor.shape))
 
     def _settle(self, tensor: Tensor, full: tuple[int, ...], channels: int = 0) -> Layer | None:
         """Compact what an operator made of a layer, and keep one name for each position."""
@@ -368,6 +370,10 @@ class Recorder(Reading):
 
     def attribute_value(self, name: str, value: Any) -> None:
         """Attributes are right as they are."""
+
+    def ordered(self, layers: Sequence[Layer]) -> None:
+        """Record channels that must not change places."""
+        self.in_order += [numbers(layer.tensor) for layer in layers]
 
     def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
         """Attributes are right as they are."""

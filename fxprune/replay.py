@@ -339,7 +339,9 @@ class Replay(Reading):
             settled.append(Labels(tuple(out.shape), self.separate(layers), value.why))
         return settled
 
-    def join(self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]) -> Layer:
+    def join(
+        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+    ) -> Layer | None:
         """Run the operator on what is left of each part."""
         record: Moved = self._next()
         try:
@@ -349,7 +351,7 @@ class Replay(Reading):
         fitted = self._fit(tensor, record, set(record.origin.dims))
         if fitted is None:
             raise self._conflict(record.origin.tensor, "what is left cannot be put together")
-        return fitted
+        return fitted if record.layer is not None else None
 
     def _fit(self, tensor: Tensor, record: Moved, labelled: set[int]) -> Layer | None:
         """The layer under its names, or None if this is not what is left of the first reading's.
@@ -380,7 +382,7 @@ class Replay(Reading):
         return Layer(torch.from_numpy(labels).reshape(tensor.shape), origin.dims)
 
     def _rectangular(self, labels: IntArray, layer: Layer) -> bool:
-        """Whether every coordinate but one still tells lines of the original apart."""
+        """Whether every coordinate but one stands for one line of the original, and each for another."""
         old = layer.tensor.numpy()
         self._where[old.reshape(-1)] = np.arange(old.size)
         coordinates = np.unravel_index(self._where[labels], old.shape)
@@ -388,7 +390,10 @@ class Replay(Reading):
         for dim in layer.dims:
             index = coordinates[dim]
             line = index[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
-            free += bool((index != line).any())
+            if (index != line).any():
+                free += 1
+            elif np.unique(line).size != line.size:
+                return False
         return free <= 1
 
     def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
@@ -418,6 +423,9 @@ class Replay(Reading):
         """Note what the attribute says now."""
         if self.node.op == "call_module":
             self.attributes[str(self.node.target), name] = value
+
+    def ordered(self, layers: Sequence[Layer]) -> None:
+        """Known from the first reading."""
 
     def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
         """Note what the attribute says now."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["plan_table"]
+__all__ = ["groups_table", "plan_table"]
 
+from collections.abc import Sequence
+
+from fxprune.dependency import ChannelGroup
 from fxprune.explanation import Explainer
 from fxprune.plan import ChannelPlan, LayerPlan
 from fxprune.recorder import numbers
@@ -26,9 +29,26 @@ def plan_table(plan: ChannelPlan) -> str:
     lines = [
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows
     ]
+    for node in plan.gm.graph.nodes:
+        if "opaque" in node.meta:
+            lines.append(f"{node.target} and all in it: untouched, as it could not be traced: {node.meta['opaque']}")
     if plan.inexact:
         lines.append("")
         lines += [f"inexact: '{node}' is {text}" for node, text in plan.inexact.items()]
+    return "\n".join(lines)
+
+
+def groups_table(groups: Sequence[ChannelGroup]) -> str:
+    """A line for every group: its units, who makes, follows and reads them, and what holds them if anything does."""
+    rows: list[tuple[str, ...]] = [("group", "units", "producers", "followers", "consumers", "held by")]
+    for group in groups:
+        counts = [str(len(names)) for names in (group.producers, group.followers, group.consumers)]
+        rows.append((group.name, str(group.size), *counts, group.frozen or ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:5], widths[1:], strict=True)), row[5]]
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 

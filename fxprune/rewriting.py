@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import set_modes
+from fxprune.capture import conform
 from fxprune.errors import ArgumentError
 from fxprune.plan import TensorCut
 
@@ -29,7 +29,7 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         ArgumentError: ``model`` lacks a layer or tensor of the graph, or has it in another shape.
     """
     over = fx.GraphModule(_targets(gm, model), gm.graph, gm.__class__.__name__)
-    set_modes(over, model)
+    conform(over, model)
     return over
 
 
@@ -47,7 +47,7 @@ def _targets(gm: fx.GraphModule, model: nn.Module) -> dict[str, Any]:
         try:
             root[name] = find(model, name)
         except AttributeError:
-            if not name.startswith("_"):  # what tracing itself added
+            if not name.rpartition(".")[2].startswith("_"):  # what tracing itself added
                 raise ArgumentError(
                     f"{type(model).__name__} has no '{name}', which the plan was made for; "
                     "apply the plan to the model that it was made for"
@@ -146,7 +146,7 @@ def rebuild(
     graph = copy.deepcopy(gm.graph)
     edit(graph)
     result = fx.GraphModule(root, graph, gm.__class__.__name__)
-    set_modes(result, model)
+    conform(result, model)
     return result
 
 

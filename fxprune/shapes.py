@@ -58,6 +58,11 @@ _SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
 _SAME_SHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {F.batch_norm, F.instance_norm, F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.gelu, F.dropout}
 )
+_FACTORIES: frozenset[Any] = frozenset(
+    getattr(torch, name)
+    for name in ("arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn")
+    + ("randperm", "tensor", "zeros")
+)
 _CONVOLUTIONS: frozenset[type[nn.Module]] = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d})
 
 
@@ -156,8 +161,11 @@ class MetaRunner:
             sizes = [len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
             if x.dim() > 1 and all(size == x.shape[1] for size in sizes):
                 return x.new_empty(x.shape)
+        named: dict[str, Any] = tree_map(self._undevice, dict(kwargs))
+        if function in _FACTORIES:
+            named["device"] = META
         with torch.no_grad():
-            return function(*tree_map(self._undevice, args), **tree_map(self._undevice, dict(kwargs)))
+            return function(*tree_map(self._undevice, args), **named)
 
     def method(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a tensor's method gives on meta tensors."""

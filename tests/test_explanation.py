@@ -199,6 +199,23 @@ def test_every_layer_of_every_network_is_explained_in_whole_sentences(name: str)
         assert "  ." not in text
 
 
+def test_a_standardized_weight_makes_channels_that_can_be_removed() -> None:
+    class Standardized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.weight = nn.Parameter(torch.randn(6, 8, 1, 1))
+            self.head = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return self.head(F.conv2d(F.relu(self.stem(x)), weight))
+
+    deps = DependencyGraph.from_model(Standardized(), IMAGE)
+    assert any("weight" in g.producers for g in deps.prunable)
+    assert any("weight" in g.consumers for g in deps.prunable)
+
+
 def test_an_unknown_layer_lists_the_nearest_names() -> None:
     with pytest.raises(UnknownNameError, match=r"no layer 'inner\.conv9'.*nearest: 'inner\.conv"):
         network().explain("inner.conv9")
@@ -250,23 +267,3 @@ def test_a_layer_with_a_hook_says_so() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
     model[1].register_forward_hook(lambda module, inputs, output: None)
     assert "hook" in DependencyGraph.from_model(model, IMAGE).explain("0")
-
-
-@pytest.mark.xfail(
-    strict=True, reason="a weight that the graph computes makes channels, but is not known as a producer"
-)
-def test_a_standardized_weight_makes_channels_that_can_be_removed() -> None:
-    class Standardized(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 8, 1)
-            self.weight = nn.Parameter(torch.randn(6, 8, 1, 1))
-            self.head = nn.Conv2d(6, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-            return self.head(F.conv2d(F.relu(self.stem(x)), weight))
-
-    deps = DependencyGraph.from_model(Standardized(), IMAGE)
-    assert any("weight" in g.producers for g in deps.prunable)
-    assert any("weight" in g.consumers for g in deps.prunable)

@@ -267,6 +267,7 @@ def test_the_order_of_a_loader_follows_its_seed() -> None:
 
 
 _TWO_PROCESSES = """
+    import os
     import sys
     import torch
     from torch import nn
@@ -282,7 +283,7 @@ _TWO_PROCESSES = """
     loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=torch.Generator().manual_seed(1))
     reports = []
     # The processes disagree on which epoch is the best, as they may where each has data of its own.
-    scores = iter([[0.1, 0.9, 0.5], [0.9, 0.1, 0.2]][process_state().process_index])
+    scores = iter([[0.1, 0.9, 0.5], [0.9, 0.1, 0.2]][int(os.environ["RANK"])])
     tuned = fine_tune(sparse, loader, evaluate=lambda net: next(scores), epochs=2, lr=0.02, on_epoch=reports.append)
 
     plain = nn.Sequential(nn.Flatten(), nn.Linear(768, 10)).double()

@@ -10,11 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_lab_data import write_cifar10
+from cifar10_files import write_cifar10
+from torch import nn
 from torch.utils.data import Subset
 
 from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
-from fxprune.lab import LabRun, LabSettings, compare, lab_figures, make_folder, run_lab, save_run, steps, summarise
+from fxprune.lab import (
+    LabRun,
+    LabSettings,
+    collect_results,
+    compare,
+    lab_figures,
+    make_folder,
+    run_lab,
+    save_run,
+    steps,
+    summarise,
+)
 from fxprune.lab.data import LabData, load_data
 from fxprune.lab.results import LabResults
 from fxprune.models import VGG
@@ -245,6 +257,55 @@ def test_the_comparison_takes_every_figure_from_the_results(run: LabRun) -> None
     assert "keeping the first k gives 28.15 %" in text
     assert "36.81 % (+8.66 points)" in text
     assert "relative error of 7e-11" in text
+
+
+@pytest.mark.parametrize(("left", "winner"), [(0.4, "fine-grained pruning"), (0.9, "channel pruning")])
+def test_the_comparison_names_the_smaller_network(run: LabRun, left: float, winner: str) -> None:
+    costs = run.results.fine_grained.costs
+    sparse = dataclasses.replace(costs.profile, nonzero_parameters=int(left * costs.profile.parameters))
+    fine_grained = dataclasses.replace(run.results.fine_grained, costs=costs._replace(profile=sparse))
+    text = compare(dataclasses.replace(run.results, fine_grained=fine_grained))
+    assert f"fine-grained pruning leaves {100 * left:.2f} % of the parameters" in text
+    assert f"Here {winner} compresses more." in text
+
+
+def test_the_comparison_sets_the_fine_tuned_networks_against_the_dense_one(run: LabRun) -> None:
+    results = dataclasses.replace(
+        run.results,
+        dense=dataclasses.replace(run.results.dense, accuracy=0.9295),
+        fine_grained=dataclasses.replace(run.results.fine_grained, tuned_accuracy=0.9150),
+        ranked=dataclasses.replace(run.results.ranked, tuned_accuracy=0.94),
+    )
+    text = compare(results)
+    assert "against 92.95 % of the dense network: fine-grained 91.50 % (-1.45 points)" in text
+    assert "channels, sorted 94.00 % (+1.05 points)." in text
+
+
+def test_each_network_is_tested_under_its_own_name(run: LabRun) -> None:
+    lab = steps.prepare(_settings())
+    network = steps.dense_network(lab).network
+    cuts = [steps.cut_channels(lab, network, criterion) for criterion in ("first", "input-l2")]
+    networks = [network, steps.prune_fine_grained(lab, network), *(cut.network for cut in cuts)]
+    tuned = [steps.Trained(steps.prune_fine_grained(lab, network), run.results.first.history) for _ in range(3)]
+    known = [*networks, *(one.network for one in tuned)]
+
+    class Numbering(steps.Lab):
+        def test(self, network: nn.Module) -> float:
+            return float([one is network for one in known].index(True))
+
+    results = collect_results(
+        Numbering(**vars(lab)),
+        dense=steps.Trained(network, ()),
+        masked=(networks[1], tuned[0]),
+        first=(cuts[0], tuned[1]),
+        ranked=(cuts[1]._replace(error=0.5), tuned[2]),
+        curves=run.results.sensitivity,
+        costs=dict.fromkeys(("dense", "masked", "cut"), run.results.dense.costs),
+    )
+
+    found = [(variant.accuracy, variant.tuned_accuracy) for variant in results.variants.values()]
+    assert found == [(0, None), (1, 4), (2, 5), (3, 6)]
+    assert results.errors == {"first": cuts[0].error, "input-l2": 0.5}
 
 
 def test_the_trade_off_shows_all_networks(run: LabRun) -> None:

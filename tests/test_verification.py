@@ -31,8 +31,8 @@ NAMES = sorted(ZOO)
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LIMIT = 1e-10
 INEXACT = {"channel_norm", "convnext", "global_response", "group_norm", "mlp_mixer", "multihead_attention"}
-INEXACT |= {"vision_transformer", "weight_standardized"}
-"""Networks with a norm, a softmax or a mean over channels that can be removed."""
+INEXACT |= {"standardized_layer", "vision_transformer", "weight_standardized"}
+"""Networks with a norm, a softmax or a statistic over channels that can be removed."""
 
 
 @cache
@@ -51,7 +51,7 @@ def prove(name: str, ratio: Any, **options: Any) -> Proof:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_is_proven(name: str) -> None:
-    for ratio in (0.3, 0.6, 0.9):
+    for ratio in (0.3, 0.8):
         proof = prove(name, ratio)
         assert proof.exact is (not proof.inexact)
         assert proof.exact is (name not in INEXACT)
@@ -79,10 +79,11 @@ def test_any_choice_of_channels_is_proven(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_one_group_at_a_time_is_proven(name: str) -> None:
     deps = analysed(name)[1]
-    for number in range(0, len(deps.prunable), 3):
+    for number in range(len(deps.prunable)):
         ratios = [0.5 if i == number else 0.0 for i in range(len(deps.prunable))]
         proof = prove(name, ratios)
         assert proof.max_relative_error <= LIMIT or not proof.exact
@@ -108,6 +109,21 @@ def test_models_of_every_dtype_are_proven_in_float64(dtype: torch.dtype) -> None
     inputs = tuple(x.to(dtype) for x in example_inputs("residual"))
     plan = plan_channels(DependencyGraph.from_model(model, inputs), 0.5)
     assert verify(model, plan, inputs).max_relative_error <= LIMIT
+
+
+def test_a_model_that_names_a_dtype_is_proven() -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 1)
+            self.head = nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x.float()).to(torch.float32))
+
+    model = randomize(Cast()).eval()
+    plan = plan_channels(DependencyGraph.from_model(model, IMAGE), 0.5)
+    assert verify(model, plan, IMAGE).max_relative_error <= LIMIT
 
 
 def test_the_full_vgg_is_proven() -> None:
@@ -245,16 +261,16 @@ def moved(function: Callable[[Tensor], Tensor]) -> Breaking:
     return lambda rule: lambda ctx, module, x, *args, **kwargs: ctx.move(function, x, (), {}, None)
 
 
+def transposed(rule: Function) -> Function:
+    return lambda ctx, x, *args: ctx.move(lambda t: t.transpose(1, -1).flatten(1), x, (), {}, None)
+
+
 def parts_reversed(rule: Function) -> Function:
     return lambda ctx, *args, **kwargs: tuple(reversed(rule(ctx, *args, **kwargs)))
 
 
 def joined_in_reverse(rule: Function) -> Function:
     return lambda ctx, tensors, *args, **kwargs: rule(ctx, list(tensors)[::-1], *args, **kwargs)
-
-
-def meets_nothing(rule: Function) -> Function:
-    return lambda ctx, *args, **kwargs: args[0]
 
 
 def exact_mean(rule: Function) -> Function:
@@ -290,7 +306,7 @@ BROKEN: dict[str, tuple[str, tuple[Any, ...], Breaking]] = {
         (nn.PixelShuffle,),
         moved(lambda t: F.pixel_shuffle(t.flip(1), 2)),
     ),
-    "flattening goes the other way": ("flatten", (nn.Flatten,), moved(lambda t: t.transpose(1, -1).flatten(1))),
+    "flattening goes the other way": ("flatten", ("flatten", torch.flatten), transposed),
     "a convolution sums over nothing": ("vgg", (nn.Conv2d,), without("reads")),
     "a linear layer sums over nothing": ("vgg", (nn.Linear,), without("reads")),
     "a matrix product sums over nothing": ("self_attention", MATMULS, without("reads")),
@@ -463,22 +479,6 @@ def test_the_traced_module_stays_in_its_mode() -> None:
     deps = DependencyGraph.from_model(model, example_inputs("dropout"))
     verify(model, plan_channels(deps, 0.5), example_inputs("dropout"))
     assert all(module.training for module in deps.gm.modules())
-
-
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="dtypes that the model's code names stay what they are")
-def test_a_model_that_names_a_dtype_is_proven() -> None:
-    class Cast(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 6, 1)
-            self.head = nn.Conv2d(6, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.conv(x.float()).to(torch.float32))
-
-    model = randomize(Cast()).eval()
-    plan = plan_channels(DependencyGraph.from_model(model, IMAGE), 0.5)
-    assert verify(model, plan, IMAGE).max_relative_error <= LIMIT
 
 
 @pytest.mark.xfail(

@@ -41,12 +41,12 @@ def summarise(results: LabResults, plots: Mapping[str, str] | None = None) -> st
     origin = (
         f"weights from {settings.checkpoint.name}"
         if settings.checkpoint is not None
-        else f"trained for {settings.epochs} epochs, of which the best by validation accuracy is kept"
+        else f"trained for {_count(settings.epochs, 'epoch')}, of which the best by validation accuracy is kept"
     )
     pictures = "".join(f"\n## {title}\n\n![{title}]({path})\n" for title, path in (plots or {}).items())
     return f"""# The lab on {settings.data}
 
-VGG of width {settings.width:g}, {origin}; fine-tuned for {settings.finetune_epochs} epochs after pruning.
+VGG of width {settings.width:g}, {origin}; fine-tuned for {_count(settings.finetune_epochs, "epoch")} after pruning.
 {results.data_note}. Seed {settings.seed}. Latencies: {results.device}.
 
 ## Accuracy
@@ -134,14 +134,13 @@ def _speed_line(size: int, results: LabResults) -> str:
     )
     macs = results.dense.costs.profile.macs / results.ranked.costs.profile.macs
     speed_up = dense / ranked
-    images = "1 image" if size == 1 else f"{size} images"
     reason = (
         ", less than the MACs fall, because moving data and starting layers do not shrink with the arithmetic"
         if speed_up < macs
         else ""
     )
     return (
-        f"Latency for {images}: without the channels {_times(speed_up)}{reason}; with zeros among the weights "
+        f"Latency for {_count(size, 'image')}: without the channels {_times(speed_up)}{reason}; with zeros among the weights "
         f"{_times(dense / fine)}."
     )
 
@@ -195,7 +194,8 @@ def _cost_table(results: LabResults) -> str:
 
 def _cost_row(title: str, values: Sequence[float], shown: str) -> list[str]:
     first, *others = values
-    return [title, shown.format(first), *(f"{shown.format(value)} ({first / value:.2f}x less)" for value in others)]
+    compared = ["" if value == first else f" ({first / value:.2f}x less)" for value in others]
+    return [title, *(shown.format(value) + note for value, note in zip(values, ["", *compared], strict=True))]
 
 
 def _latency_row(size: int, variants: Sequence[Variant]) -> list[str]:
@@ -225,6 +225,10 @@ def _layer_table(results: LabResults) -> str:
             ]
         )
     return markdown_table(header, rows)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _times(speed_up: float) -> str:

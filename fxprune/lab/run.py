@@ -207,7 +207,8 @@ def save_run(run: LabRun, out: Path) -> str:
 def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, float32"
-    return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads, float32"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {device.type}, {threads} thread{'s' if threads > 1 else ''}, float32"
 
 
 @contextmanager

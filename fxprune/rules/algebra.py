@@ -261,7 +261,8 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
                 (_one_layer(ctx, v, along), tuple(s if d in along else 1 for d, s in enumerate(v.shape)))
                 for v in values
             ]
-            layers.append(ctx.join(lambda tensors: torch.cat(tensors, dim), parts))
+            joined = ctx.join(lambda tensors: torch.cat(tensors, dim), parts)
+            layers += [] if joined is None else [joined]
     return Labels(full, tuple(layers), why)
 
 

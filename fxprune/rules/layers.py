@@ -36,6 +36,11 @@ def _add_bias(ctx: Reading, bias: Labels | None, out: Tensor) -> None:
         ctx.tie(axis(ctx, bias, 0), out)
 
 
+def _made(labels: Tensor, channels: int, dim: int, rank: int) -> tuple[Layer, ...]:
+    """The layer of what a layer makes; a single channel stays, so it needs none."""
+    return (place(labels, dim, rank),) if channels > 1 else ()
+
+
 def _depthwise(ctx: Reading, line: Tensor, weight: Labels, groups: int, multiplier: int, out_dim: int) -> Tensor:
     """One input channel a group: the outputs of a group go with it."""
     name = weight.parameter
@@ -61,6 +66,7 @@ def _grouped(ctx: Reading, line: Tensor, weight: Labels, groups: int, in_axis: A
 
 
 def _convolve(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool) -> Labels:
+    x = ctx.labelled(x)
     spatial = len(weight.full) - 2
     rank = len(x.full)
     channel = rank - spatial - 1
@@ -87,7 +93,7 @@ def _convolve(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None, grou
     ctx.attribute("in_channels", line)
     ctx.attribute("out_channels", out)
     full = ctx.output_shape()
-    return Labels(full, (*kept, place(out, channel, len(full))))
+    return Labels(full, (*kept, *_made(out, outputs, channel, len(full))))
 
 
 def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor:
@@ -121,7 +127,7 @@ def _follow_groups(ctx: Reading, position: int, groups: int, x: Labels) -> None:
         ctx.argument(position, "groups", x.shape[channel], groups)
 
 
-@rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+@rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, weights=True)
 def functional_convolution(
     ctx: Reading,
     input: Labels,
@@ -138,7 +144,7 @@ def functional_convolution(
     return out
 
 
-@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, weights=True)
 def functional_transposed_convolution(
     ctx: Reading,
     input: Labels,
@@ -157,6 +163,7 @@ def functional_transposed_convolution(
 
 
 def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Labels:
+    x = ctx.labelled(x)
     last = len(x.full) - 1
     full = ctx.output_shape()
     if weight.parameter is None:
@@ -165,7 +172,7 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
             for part in weight.on([dim]):
                 ctx.weigh(part.tensor.reshape(-1), role)
         out = contract(ctx, f"{letters}y,zy->{letters}z", [x, weight], [0, 1])
-        return out if bias is None else meet(ctx, [out, bias], full)
+        return out if bias is None else meet(ctx, [out, ctx.labelled(bias)], full)
     line, kept = only_axis(ctx, x, last, range(last), "")
     ctx.reads(ctx.first, x, x.on([last]))
     layer = layer_name(weight.parameter)
@@ -174,8 +181,7 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
     _add_bias(ctx, bias, out_line)
     ctx.attribute("in_features", line)
     ctx.attribute("out_features", out_line)
-    layers: tuple[Layer, ...] = (*kept, place(out_line, last, len(full)))
-    return Labels(full, layers)
+    return Labels(full, (*kept, *_made(out_line, weight.full[0], last, len(full))))
 
 
 @rule(nn.Embedding)
@@ -187,14 +193,14 @@ def embedding(ctx: Reading, module: Any, x: Labels) -> Labels:
 def _embed(ctx: Reading, x: Labels, weight: Labels) -> Labels:
     if weight.parameter is None:
         raise Declined("an embedding with a computed weight has no rule")
-    ctx.freeze_all(x, "it holds indices")
+    ctx.freeze_all(ctx.labelled(x), "it holds indices")
     out = ctx.produce(Axis(weight.parameter, 1), layer_name(weight.parameter))
     ctx.attribute("embedding_dim", out)
     full = ctx.output_shape()
-    return Labels(full, (place(out, len(full) - 1, len(full)),))
+    return Labels(full, _made(out, weight.full[1], len(full) - 1, len(full)))
 
 
-@rule(F.embedding)
+@rule(F.embedding, weights=True)
 def functional_embedding(ctx: Reading, input: Labels, weight: Labels, *args: Any, **kwargs: Any) -> Labels:
     """An embedding as a function."""
     return _embed(ctx, input, weight)
@@ -206,7 +212,7 @@ def linear(ctx: Reading, module: Any, x: Labels) -> Labels:
     return _linear(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module))
 
 
-@rule(F.linear)
+@rule(F.linear, weights=True)
 def functional_linear(ctx: Reading, input: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
     """A linear layer whose weight is a parameter, or computed in the graph."""
     return _linear(ctx, input, weight, bias)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.labels import Labels
-from fxprune.reading import Call, Declined, Reading
+from fxprune.reading import Call, Declined, Reading, labels_in
 from fxprune.rules.algebra import join, meet
 from fxprune.rules.algebra import pad as pad_labels
 from fxprune.rules.table import rule
@@ -91,16 +91,33 @@ def attribute(ctx: Reading, x: Any, name: str) -> Any:
 # Views ----------------------------------------------------------------------------------------------------------------
 
 
-def _spell_view(x: Labels, shapes: list[Shape], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Call]:
-    (shape,) = shapes
-    nested = bool(args) and isinstance(args[0], tuple | list)
-    given = list(args[0]) if nested else list(args)
-    if kwargs.get("shape") is not None:
-        yield Call((), {"shape": _keep_free(kwargs["shape"], shape)})
-    elif len(given) == len(shape):
+def _spell_view(ctx: Reading) -> Speller:
+    """Sizes that the author wrote become those that are left; one that the graph computes is left to torch."""
+    raw = ctx.node.args[1:]
+    flat = list(raw[0]) if raw and isinstance(raw[0], tuple | list) else list(raw)
+
+    def spell(x: Labels, shapes: list[Shape], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Call]:
+        (shape,) = shapes
+        if kwargs.get("shape") is not None:
+            yield Call((), {"shape": _keep_free(kwargs["shape"], shape)})
+            return
+        nested = bool(args) and isinstance(args[0], tuple | list)
+        given = list(args[0]) if nested else list(args)
+        if len(given) != len(shape):
+            return
         spelled = _keep_free(given, shape)
-        yield Call((type(args[0])(spelled),) if nested else tuple(spelled), kwargs)
-        yield Call((tuple(shape),) if nested else tuple(shape), kwargs)
+        computed = [
+            i
+            for i, (old, new, written) in enumerate(zip(given, shape, flat, strict=False))
+            if old != new and not isinstance(written, int)
+        ]
+        options = [spelled, list(shape)]
+        if len(computed) == 1 and -1 not in spelled:
+            options.insert(0, [-1 if i in computed else size for i, size in enumerate(spelled)])
+        for option in options:
+            yield Call((type(args[0])(option),) if nested else tuple(option), kwargs)
+
+    return spell
 
 
 def _keep_free(given: Any, shape: Shape) -> list[Any]:
@@ -112,7 +129,7 @@ def view(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """A view of another shape; labels are reshaped, as they need not be contiguous."""
     if args and isinstance(args[0], torch.dtype):
         return input
-    return ctx.move(lambda t, *a, **k: t.reshape(*a, **k), input, args, kwargs, _spell_view)
+    return ctx.move(lambda t, *a, **k: t.reshape(*a, **k), input, args, kwargs, _spell_view(ctx))
 
 
 @rule("unflatten", torch.unflatten, sizes=True)
@@ -135,7 +152,7 @@ def unflatten_layer(ctx: Reading, module: Any, x: Labels) -> Any:
 @rule("expand", sizes=True)
 def expand(ctx: Reading, input: Labels, *sizes: Any) -> Any:
     """Broadcast to a shape."""
-    return ctx.move(_run("expand"), input, sizes, {}, _spell_view)
+    return ctx.move(_run("expand"), input, sizes, {}, _spell_view(ctx))
 
 
 @rule("expand_as", sizes=True)
@@ -243,6 +260,14 @@ def _spell_index(x: Labels, shapes: list[Shape], args: tuple[Any, ...], kwargs: 
             index = [found[0] for found in options]
             index[at] = choice
             yield Call((tuple(index),), {})
+
+
+@rule(operator.setitem, sizes=True)
+def setitem(ctx: Reading, x: Any, index: Any, value: Any) -> None:
+    """A write into a part of a tensor: what it is written into, and what is written, stay whole."""
+    for part in (x, index, value):
+        for labels in labels_in(part):
+            ctx.freeze_all(labels, "a part of it is written to")
 
 
 class _Index:

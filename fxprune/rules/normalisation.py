@@ -40,6 +40,7 @@ def _follow(ctx: Reading, tensors: Sequence[Labels | None], line: Tensor) -> Non
 
 
 def _per_channel(ctx: Reading, x: Labels, tensors: Sequence[Labels | None], pooled: bool) -> tuple[Labels, Tensor]:
+    x = ctx.labelled(x)
     line = axis(ctx, x, 1)
     _follow(ctx, tensors, line)
     others = x.off([1])
@@ -64,7 +65,7 @@ def instance_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
     return out
 
 
-@rule(F.batch_norm, F.instance_norm)
+@rule(F.batch_norm, F.instance_norm, weights=True)
 def functional_norm(
     ctx: Reading,
     input: Labels,
@@ -93,7 +94,7 @@ def _prelu(ctx: Reading, x: Labels, weight: Labels) -> Labels:
     return out
 
 
-@rule(F.prelu, torch.prelu)
+@rule(F.prelu, torch.prelu, weights=True)
 def functional_prelu(ctx: Reading, input: Labels, weight: Labels) -> Labels:
     """PReLU as a function."""
     return _prelu(ctx, input, weight)
@@ -118,7 +119,7 @@ def group_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
     return _group_norm(ctx, x, ctx.fact(module.num_groups), _named(ctx, module))
 
 
-@rule(F.group_norm)
+@rule(F.group_norm, weights=True)
 def functional_group_norm(
     ctx: Reading,
     input: Labels,
@@ -128,13 +129,18 @@ def functional_group_norm(
     eps: float = 1e-5,
 ) -> Labels:
     """Group norm as a function."""
-    return _group_norm(ctx, input, num_groups, [weight, bias])
+    groups = ctx.fact(num_groups)
+    out = _group_norm(ctx, input, groups, [weight, bias])
+    if groups == input.full[1]:
+        ctx.argument(1, "num_groups", out.shape[1], num_groups)
+    return out
 
 
 def _layer_norm(ctx: Reading, x: Labels, rank: int, tensors: Sequence[Labels | None]) -> Labels:
     first = len(x.full) - rank
     ctx.inexact(x.on(range(first, len(x.full))), range(first, len(x.full)), "statistics over channels")
-    values = [ctx.parameter(t.parameter) if t.parameter else t for t in tensors if t is not None]
+    x = ctx.labelled(x)
+    values = [ctx.labelled(t) for t in tensors if t is not None]
     return meet(ctx, [x, *values], x.full)
 
 
@@ -148,7 +154,7 @@ def layer_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
     return out
 
 
-@rule(F.layer_norm, F.rms_norm, sizes=True)
+@rule(F.layer_norm, F.rms_norm, sizes=True, weights=True)
 def functional_layer_norm(
     ctx: Reading,
     input: Labels,
@@ -169,6 +175,7 @@ def local_response_norm(ctx: Reading, *args: Any, **kwargs: Any) -> Labels:
     """Local response norm sums over neighbouring channels."""
     x: Labels = next(a for a in (*args, *kwargs.values()) if isinstance(a, Labels))
     ctx.inexact(x.on([1]), [1], "statistics over neighbouring channels")
+    ctx.ordered(x.on([1]))
     return x
 
 

@@ -122,6 +122,13 @@ def total(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Labels:
     return sum_over(ctx, input, dims, bool(given.get("keepdim", False)))
 
 
+def _names_positions(ctx: Reading, outs: Any) -> bool:
+    """Whether something uses the positions that an operator gives, which would be others in the pruned network."""
+    if isinstance(outs, Tensor):
+        return str(getattr(ctx.node.target, "__name__", ctx.node.target)).startswith("arg")
+    return any(user.args[1:] in ((1,), ("indices",)) or user.op != "call_function" for user in ctx.node.users)
+
+
 @rule(
     *(torch.mean, "mean", torch.var, "var", torch.std, "std", torch.amax, "amax", torch.amin, "amin"),
     *(torch.logsumexp, "logsumexp", torch.prod, "prod", torch.max, "max", torch.min, "min", torch.var_mean),
@@ -137,6 +144,9 @@ def statistic(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
     dims = _dims(len(input.full), dim)
     outs = ctx.node.meta["val"]
     first = outs if isinstance(outs, Tensor) else outs[0]
+    if _names_positions(ctx, outs):
+        for layer in input.on(dims):
+            ctx.freeze(layer.tensor, "the index of a channel is used")
     ctx.inexact(input.on(dims), dims, "a statistic over channels")
     result = sum_over(ctx, input, dims, len(first.shape) == len(input.full))
     return fold(lambda v: result if isinstance(v, Tensor) else v, outs)

@@ -19,17 +19,19 @@ class Rule:
         function: Called with the reading and the operator's own arguments, labels in place of tensors.
         sizes: Whether numbers among the arguments are sizes, which follow the pruned network; numbers of every other
             operator are computed with, and keep their values.
+        weights: Whether the rule takes parameters as they stand, to index them itself, and not as values with labels.
     """
 
     function: Callable[..., Any]
     sizes: bool = False
+    weights: bool = False
 
 
 RULES: dict[Any, Rule] = {}
 """By module class, function, or name of a tensor method."""
 
 
-def rule(*keys: Any, sizes: bool = False) -> Callable[[Function], Function]:
+def rule(*keys: Any, sizes: bool = False, weights: bool = False) -> Callable[[Function], Function]:
     """Register the decorated function for operators.
 
     Raises:
@@ -40,7 +42,7 @@ def rule(*keys: Any, sizes: bool = False) -> Callable[[Function], Function]:
         for key in dict.fromkeys(keys):
             if key in RULES:
                 raise ValueError(f"there is a rule for {key} already: {RULES[key].function.__qualname__}")
-            RULES[key] = Rule(function, sizes)
+            RULES[key] = Rule(function, sizes, weights)
         return function
 
     return register
