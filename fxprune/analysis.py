@@ -85,8 +85,11 @@ class Structure:
             return replace(refinement, ties=(*refinement.ties, *ties))
         reason = Reason(f"what would be left of its channels does not fit: {place}", node)
         if not units.size:  # all of them stay already: what they stand for must, too
-            covers = [c for c in self.recorder.covers if c.parent is not None]
-            behind = [c.child.reshape(-1) for c in covers if np.isin(c.parent, labels).any()]
+            behind = [
+                cover.child.reshape(-1)
+                for cover in self.recorder.covers
+                if cover.parent is not None and np.isin(cover.parent, labels).any()
+            ]
             labels = np.concatenate(behind) if behind else np.arange(1, self.recorder.count)
         return replace(refinement, freezes=(*refinement.freezes, Freeze(labels, reason)))
 

@@ -50,7 +50,20 @@ FAILURES = (
 )
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 _WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
-_FACTORIES = ("arange", "empty", "eye", "finfo", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+_FACTORIES = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "finfo",
+    "full",
+    "linspace",
+    "ones",
+    "rand",
+    "randn",
+    "tensor",
+    "zeros",
+)
 _CONTAINERS = (
     nn.Sequential,
     nn.Transformer,
@@ -90,14 +103,10 @@ class ValueProxy(fx.Proxy):
         """The value for the example inputs."""
         return self.node.meta["val"]
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """Answers ``isinstance`` as the value would; ``type()`` still tells the truth."""
-        value = self.node.meta.get("val")
-        return type(value) if isinstance(value, Tensor | int | float) else type(self)
-
     def __getattr__(self, name: str) -> Any:
         if isinstance(self.value, Tensor):
+            if name in ("_is_param", "__torch_function__"):
+                return getattr(self.value, name, False)
             if name in ("ndim", "is_cuda", "is_sparse", "is_quantized", "requires_grad", "layout", "is_meta"):
                 return self.tracer.runner.get(self.value, name)  # type: ignore[attr-defined]
         elif isinstance(self.value, torch.device | torch.dtype):
@@ -133,6 +142,12 @@ class ValueProxy(fx.Proxy):
 
     def __float__(self) -> float:
         return float(self._number())
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
 
     def _number(self) -> Any:
         if isinstance(self.value, Tensor):
@@ -463,7 +478,7 @@ def bind_example(model: nn.Module, example_inputs: Example) -> dict[str, Any]:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def _unchanged(model: nn.Module, tracer: CaptureTracer) -> Iterator[None]:
     """Whatever the traced code stores in the model or in objects that it holds, they are afterwards what they were.
 
     Meanwhile ``training`` is a flag, so that its use as an argument can be told from a literal.
@@ -488,7 +503,8 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             pending += vars(thing).values()
     try:
         for name, module in model.named_modules():
-            object.__setattr__(module, "training", _Flag.of(module, name))
+            if not tracer.is_leaf_module(module, name):
+                object.__setattr__(module, "training", _Flag.of(module, name))
         yield
     finally:
         for now, before in saved:
@@ -497,6 +513,22 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
                 now.update(before)
         for current, earlier in lists:
             current[:] = earlier
+
+
+_PROXIES = (fx.Proxy, ValueProxy, ValueAttribute)
+
+
+def _is_instance(thing: Any, kind: Any, _original: Callable[[Any, Any], bool] = isinstance) -> bool:
+    """``isinstance`` by which a proxy is what its value is.
+
+    A ``__class__`` that says so would do it too, but torch's C code would then take the proxy for a tensor.
+    """
+    actual = type(thing)
+    if actual is ValueProxy or actual is ValueAttribute:
+        if kind in _PROXIES:
+            return issubclass(actual, kind)
+        return _original(thing.value, kind) or (type(kind) is tuple and fx.Proxy in kind)
+    return _original(thing, kind)
 
 
 def _recorded(tracer: CaptureTracer, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -517,6 +549,7 @@ def _patched(tracer: CaptureTracer) -> Iterator[None]:
     with ExitStack() as stack:
         for name in _FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, _recorded(tracer, getattr(torch, name))))
+        stack.enter_context(mock.patch.object(builtins, "isinstance", _is_instance))
         for name in ("max", "min"):
             stack.enter_context(mock.patch.object(builtins, name, _recorded(tracer, getattr(builtins, name))))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
@@ -554,7 +587,7 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     tracer = CaptureTracer(model, example, device)
     concrete = {name: value for name, value in example.items() if not _holds_tensor(value)}
     try:
-        with _unchanged(model), _patched(tracer):
+        with _unchanged(model, tracer), _patched(tracer):
             graph = tracer.trace(model, concrete_args=concrete or None)
     except FAILURES as error:
         where, reason = tracer.failure or ("the model itself", error)
@@ -612,7 +645,11 @@ def _has_effect(node: fx.Node, model: nn.Module) -> bool:
             getattr(model.get_submodule(str(node.target)), "inplace", False)
         )
     name = getattr(node.target, "__name__", "")
-    return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+    return (
+        bool(node.kwargs.get("inplace"))
+        or node.kwargs.get("out") is not None
+        or (name.endswith("_") and not name.endswith("__"))
+    )
 
 
 def _holds_tensor(value: Any) -> bool:

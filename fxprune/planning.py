@@ -83,6 +83,8 @@ def plan_channels(
         except Conflict as conflict:
             place = conflict.place
             structure = _refined(structure, conflict)
+            if not structure.groups:
+                raise NothingToPruneError(_nothing(_with_structure(deps, structure), excluded)) from conflict
             ratios = _carried(ratios, deps.structure, structure)
             deps = _with_structure(deps, structure)
     raise InternalError(f"no plan could be carried out: {place}")

@@ -13,6 +13,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from fxprune.analysis import Structure
 from fxprune.labels import IntArray
 
+_CLASSES = 64
+"""Up to how many classes of a group the nearest sum is searched for, where rounding alone keeps the blocks equal."""
+
 FloatArray = NDArray[np.float64]
 
 
@@ -36,20 +39,35 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float6
         balance: One row for each equation over the classes; its product with the counts must be 0.
 
     Returns:
-        Counts between 1 and the sizes; found by rounding, or else by an integer program (SciPy's HiGHS).
+        Counts between 1 and the sizes, their sum as near to what is wanted as can be; found by rounding, or else by an
+        integer program (SciPy's HiGHS).
     """
     counts = np.clip(np.rint(wanted), 1, sizes).astype(np.int64)
-    if not len(balance) or not (balance @ counts).any():
-        return counts
     n = len(sizes)
-    # Variables: counts, then their distances from what is wanted.
-    eye = np.eye(n)
-    distance = LinearConstraint(np.block([[eye, -eye], [-eye, -eye]]), ub=np.concatenate([wanted, -wanted]))
-    equal = LinearConstraint(np.hstack([balance, np.zeros_like(balance)]), lb=0, ub=0)
+    if not len(balance):
+        return counts
+    if not (balance @ counts).any():
+        off = abs(counts.sum() - wanted.sum())
+        if off < 1 or n > _CLASSES or np.linalg.matrix_rank(balance) >= n - 1:
+            return counts
+    # Variables: counts, then their distances from what is wanted, last the distance of their sum, which counts most.
+    eye, one, column = np.eye(n), np.ones((1, n)), np.zeros((n, 1))
+    distance = LinearConstraint(
+        np.block(
+            [
+                [eye, -eye, column],
+                [-eye, -eye, column],
+                [one, 0 * one, -np.ones((1, 1))],
+                [-one, 0 * one, -np.ones((1, 1))],
+            ]
+        ),
+        ub=np.concatenate([wanted, -wanted, [wanted.sum()], [-wanted.sum()]]),
+    )
+    equal = LinearConstraint(np.hstack([balance, np.zeros((len(balance), n + 1))]), lb=0, ub=0)
     solution = milp(
-        np.concatenate([np.zeros(n), np.ones(n)]),
-        integrality=np.concatenate([np.ones(n), np.zeros(n)]),
-        bounds=Bounds(np.concatenate([np.ones(n), np.zeros(n)]), np.concatenate([sizes, np.full(n, np.inf)])),
+        np.concatenate([np.zeros(n), np.ones(n), [2.0 * n]]),
+        integrality=np.concatenate([np.ones(n), np.zeros(n + 1)]),
+        bounds=Bounds(np.concatenate([np.ones(n), np.zeros(n + 1)]), np.concatenate([sizes, np.full(n + 1, np.inf)])),
         constraints=[distance, equal],
     )
     if solution.x is None:

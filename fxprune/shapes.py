@@ -60,8 +60,23 @@ _SAME_SHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
 )
 _FACTORIES: frozenset[Any] = frozenset(
     getattr(torch, name)
-    for name in ("arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn")
-    + ("randperm", "tensor", "zeros")
+    for name in (
+        *(
+            "arange",
+            "as_tensor",
+            "empty",
+            "eye",
+            "full",
+            "linspace",
+            "logspace",
+            "ones",
+            "rand",
+            "randint",
+            "randn",
+            "randperm",
+        ),
+        *("tensor", "zeros"),
+    )
 )
 _CONVOLUTIONS: frozenset[type[nn.Module]] = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d})
 

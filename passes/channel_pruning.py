@@ -83,7 +83,8 @@ def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
 
     for node in result.graph.nodes:
         old = node.meta["val"]
-        new = tree_map(as_value, replay.values[node], is_leaf=lambda v: isinstance(v, Labels))
+        value = replay.labelled(replay.values[node])
+        new = tree_map(as_value, value, is_leaf=lambda v: isinstance(v, Labels))
         if isinstance(old, Tensor) and isinstance(new, Tensor):
             new = new.to(old.dtype)
         node.meta["val"] = new if node.op != "output" else old

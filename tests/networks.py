@@ -76,7 +76,6 @@ def holds(
     Args:
         model: The network; it gets random weights.
         inputs: Images unless given.
-        ratios: What to prune.
         exact: Whether every plan must be exact; if not, that the pruned network runs is all that is checked.
     """
     inputs = images() if inputs is None else inputs
@@ -92,13 +91,11 @@ def holds(
     def at_random(group: ChannelGroup) -> Any:
         return rng.random(group.size)
 
-    for ratio in ratios:
-        for criterion in ("input-l2", at_random):
-            plan = plan_channels(deps, ratio, criterion)
-            proof = verify(model, plan, inputs)
-            if exact:
-                assert proof.exact, proof.inexact
-                assert proof.max_relative_error < 1e-10
+    for ratio, criterion in ((0.5, at_random), (0.9, "input-l2")):
+        proof = verify(model, plan_channels(deps, ratio, criterion), inputs)
+        if exact:
+            assert proof.exact, proof.inexact
+            assert proof.max_relative_error < 1e-10
     return deps
 
 

@@ -87,7 +87,7 @@ def test_the_graph_computes_what_the_network_does_also_at_another_batch_size(nam
         lambda s, y: F.avg_pool2d(y, y.size()[2:]),
         lambda s, y: F.pad(y, (0, y.shape[3] % 4, 0, y.shape[2] % 4)),
         lambda s, y: torch.mul(*torch.broadcast_tensors(y, y.mean((2, 3), keepdim=True))),
-        lambda s, y: y.max(1)[0] + torch.max(y, dim=1, keepdim=True)[0][:, 0],
+        lambda s, y: y.max(1)[0] + torch.max(y, dim=1, keepdim=True)[0][:, 0] + torch.min(y, 1).values,
         lambda s, y: torch.maximum(y, -y) + torch.clamp(y, min=0) + y.clamp(max=1),
         lambda s, y: torch.where(y > 0, y, -y),
         lambda s, y: [y, {"a": (y, 3)}, None],
@@ -147,12 +147,11 @@ def test_len_and_int_stay_symbolic(function: Callable[[Any, Any], Any]) -> None:
         lambda s, y: y * round(y.shape[1] / 3),
         lambda s, y: y * divmod(y.shape[1], 3)[0],
         lambda s, y: y / y.shape.numel(),
-        lambda s, y: torch.max(y, 1).values,
         lambda s, y: y * torch.as_tensor(y.shape[1]),
     ],
 )
-@pytest.mark.xfail(strict=True, raises=TraceError, reason="proxies lack what numbers, shapes and named tuples have")
-def test_numbers_shapes_and_named_tuples_are_what_they_are(function: Callable[[Any, Any], Any]) -> None:
+@pytest.mark.xfail(strict=True, raises=TraceError, reason="proxies lack what numbers and shapes have")
+def test_numbers_and_shapes_are_what_they_are(function: Callable[[Any, Any], Any]) -> None:
     model = Net(lambda s, x: function(s, s.a(x))).eval()
     gm = trace(model, images())
     with torch.no_grad():
@@ -412,7 +411,7 @@ def test_the_forward_may_store_a_tensor_in_the_model() -> None:
     assert same(gm(images()), model(images()))
 
 
-@pytest.mark.xfail(strict=True, reason="a scripted module gets an attribute that shadows its own")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:")
 def test_a_scripted_part_stays_as_it_is() -> None:
     model = Net(lambda s, x: s.end(s.part(s.a(x))), part=torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1)))).eval()
     before = dict(vars(model.part))
@@ -503,7 +502,7 @@ def test_any_number_of_inputs() -> None:
 @pytest.mark.parametrize(
     ("inputs", "match"),
     [
-        (images(channels=4), r"a \(call_module a with inputs of shape \(2, 4, 8, 8\)\): RuntimeError: .*channels"),
+        (images(channels=4), r"a \(call_module a with inputs of shape \(2, 4, 8, 8\)\): RuntimeError: .*channel"),
         (images(height=2), r"a \(call_module a with inputs of shape \(2, 3, 2, 8\)\): RuntimeError: .*[Kk]ernel size"),
         (torch.zeros(2, 3), r"a \(call_module a with inputs of shape \(2, 3\)\): RuntimeError: Expected 3D .* or 4D"),
     ],
@@ -515,8 +514,17 @@ def test_inputs_that_the_model_refuses_give_its_own_error(inputs: Tensor, match:
     assert f"x: tensor{list(inputs.shape)}" in str(caught.value)
     with pytest.raises(RuntimeError) as theirs:
         model.a(inputs)
-    assert isinstance(caught.value.__cause__, RuntimeError)
     assert type(caught.value.__cause__) is type(theirs.value)
+
+
+@pytest.mark.xfail(strict=True, reason="on the meta device the message is 'Invalid channel dimensions'")
+def test_the_error_is_the_models_own_word_for_word() -> None:
+    model = Net(lambda s, x: s.end(s.a(x)))
+    with pytest.raises(RuntimeError) as theirs:
+        model(images(channels=4))
+    with pytest.raises(TraceError) as ours:
+        trace(model, images(channels=4))
+    assert str(theirs.value) in str(ours.value)
 
 
 @pytest.mark.parametrize(
@@ -591,18 +599,27 @@ def test_the_mode_of_every_part_is_kept() -> None:
     assert {name: m.training for name, m in gm.named_modules()} == modes
 
 
-@pytest.mark.xfail(strict=True, reason="one flag stands for the mode of every module")
 def test_a_functional_layer_follows_its_own_module() -> None:
     part = Net(lambda s, x: F.dropout(s.a(x), 0.5, s.training), b=None, h=None)
     model = Net(lambda s, x: s.b(s.part(x)), part=part).train()
     model.part.eval()
-    assert same(trace(model, images())(images()), model(images()))
+    gm = trace(model, images())
+    assert same(gm(images()), model(images()))
+    gm.part.train()
+    assert not same(gm(images()), gm(images()))
 
 
+def _chosen(s: Any) -> bool:
+    return True if s.training else s.a.bias is None  # how timm's batch norms choose
+
+
+@pytest.mark.parametrize("mode", [lambda s: bool(s.training), lambda s: s.training or s.a.bias is None, _chosen])
 @pytest.mark.xfail(strict=True, reason="a mode that is computed with becomes a constant")
-def test_a_mode_that_is_computed_with_is_followed() -> None:
-    model = Net(lambda s, x: F.dropout(s.a(x), 0.5, s.training and True)).eval()
-    gm = trace(model, images()).train()
+def test_a_mode_that_is_computed_with_is_followed(mode: Callable[[Any], Any]) -> None:
+    model = Net(lambda s, x: F.dropout(s.a(x), 0.5, mode(s))).eval()
+    gm = trace(model, images())
+    assert same(gm(images()), gm(images()))
+    gm.train()
     assert not same(gm(images()), gm(images()))
 
 

@@ -140,8 +140,8 @@ def _speed_line(size: int, results: LabResults) -> str:
         else ""
     )
     return (
-        f"Latency for {_count(size, 'image')}: without the channels {_times(speed_up)}{reason}; with zeros among the weights "
-        f"{_times(dense / fine)}."
+        f"Latency for {_count(size, 'image')}: without the channels {_times(speed_up)}{reason}; with zeros among the "
+        f"weights {_times(dense / fine)}."
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fxprune.labels import Labels
 from fxprune.reading import Call, Declined, Reading, labels_in
-from fxprune.rules.algebra import join, meet
+from fxprune.rules.algebra import axis, join, meet
 from fxprune.rules.algebra import pad as pad_labels
 from fxprune.rules.table import rule
 
@@ -39,7 +39,7 @@ def _run(name: str) -> Callable[..., Any]:
 
 _PLAIN = (
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "unsqueeze", "t", "flatten", "flip"),
-    *("roll", "unbind", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "rot90", "repeat", "tile", "ravel"),
+    *("roll", "unbind", "pixel_shuffle", "pixel_unshuffle", "rot90", "repeat", "tile", "ravel"),
     *("diagonal", "tril", "triu", "adjoint", "view_as_real", "repeat_interleave"),
 )
 
@@ -71,7 +71,26 @@ def flatten_layer(ctx: Reading, module: Any, x: Labels) -> Any:
     return ctx.move(lambda t: t.flatten(module.start_dim, module.end_dim), x, (), {}, None)
 
 
-@rule(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, sizes=True)
+def _shuffle(ctx: Reading, x: Labels, groups: int) -> Any:
+    """Channels of all groups in turn: the groups keep equally many."""
+    if x.on([1]):
+        ctx.blocks(axis(ctx, x, 1).reshape(groups, -1))
+    return ctx.move(lambda t: F.channel_shuffle(t, groups), x, (), {}, None)
+
+
+@rule(F.channel_shuffle, sizes=True)
+def channel_shuffle(ctx: Reading, input: Labels, groups: int) -> Any:
+    """A channel shuffle as a function."""
+    return _shuffle(ctx, input, groups)
+
+
+@rule(nn.ChannelShuffle, sizes=True)
+def channel_shuffle_layer(ctx: Reading, module: Any, x: Labels) -> Any:
+    """A channel shuffle as a layer."""
+    return _shuffle(ctx, x, module.groups)
+
+
+@rule(nn.PixelShuffle, nn.PixelUnshuffle, sizes=True)
 def shuffle_layer(ctx: Reading, module: Any, x: Labels) -> Any:
     """Shuffles as layers."""
     return ctx.move(module.forward, x, (), {}, None)
