@@ -16,6 +16,7 @@ from fxprune.labels import Labels
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
+from fxprune.shapes import to_meta
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
 
     for node in result.graph.nodes:
         old = node.meta["val"]
-        value = replay.labelled(replay.values[node])
-        new = tree_map(as_value, value, is_leaf=lambda v: isinstance(v, Labels))
+        new = tree_map(as_value, replay.values[node], is_leaf=lambda v: isinstance(v, Labels))
+        if node.op == "get_attr":
+            new = to_meta(replay.original(str(node.target)))
         if isinstance(old, Tensor) and isinstance(new, Tensor):
             new = new.to(old.dtype)
         node.meta["val"] = new if node.op != "output" else old
