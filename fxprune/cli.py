@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from fxprune.commands import explain_text, prune_text
 from fxprune.errors import FxpruneError
 from fxprune.finetuning import process_state
 from fxprune.lab import LabSettings, make_folder, run_lab, save_run
@@ -73,6 +74,28 @@ def lab(
     if process_state().is_main_process:
         print(save_run(run, out))
         print(f"Written to {out}: results.json, summary.md, {', '.join(f'{name}.png' for name in run.plots)}")
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="A torchvision or timm name, or package.module:factory.")],
+    layer: Annotated[str | None, typer.Argument(help="A layer's name; all groups if left out.")] = None,
+    input_size: Annotated[str, typer.Option(help="Size of the input without the batch.")] = "3x224x224",
+) -> None:
+    """Say what a layer's channels are coupled with, and what cannot be pruned and why."""
+    print(explain_text(model, layer, input_size))
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="A torchvision or timm name, or package.module:factory.")],
+    ratio: Annotated[float, typer.Option(help="The fraction of channels to remove, in [0, 1).")] = 0.5,
+    input_size: Annotated[str, typer.Option(help="Size of the input without the batch.")] = "3x224x224",
+    criterion: Annotated[str, typer.Option(help="How channels are ranked: first, input-l2 or output-l2.")] = "input-l2",
+    out: Annotated[Path | None, typer.Option(help="File for the pruned network.")] = None,
+) -> None:
+    """Prune a model, prove it, and account for every layer."""
+    print(prune_text(model, ratio, input_size, criterion, out))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["EpochReport", "accuracy", "fine_tune", "process_state"]
+__all__ = ["EpochReport", "accuracy", "fine_tune", "process_state", "usable_device"]
 
 import copy
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -78,6 +79,20 @@ def process_state() -> PartialState:
     return PartialState(cpu=_only_cpu())
 
 
+def usable_device(name: torch.device | str) -> torch.device:
+    """Return a device on which a tensor can be made.
+
+    Raises:
+        ArgumentError: There is no such device here; it says what torch says.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"the device {str(name)!r} cannot be used here: {error}") from error
+    return device
+
+
 def fine_tune(
     model: ModuleT,
     train_batches: Iterable[tuple[Any, Tensor]],
@@ -122,9 +137,9 @@ def fine_tune(
         description: What the progress bar is called.
 
     Raises:
-        ArgumentError: A setting is out of range, there are fewer batches than processes, no parameter requires a
-            gradient, the loss or the score is NaN or infinite.
-        ArgumentTypeError: ``train_batches`` has no length, or ``epochs`` is no integer.
+        ArgumentError: A setting is out of range, there is no such device, there are fewer batches than processes, no
+            parameter requires a gradient, the loss or the score is NaN or infinite.
+        ArgumentTypeError: ``train_batches`` has no length, ``epochs`` is no integer, or another setting no number.
     """
     _check_settings(epochs, lr, momentum, weight_decay)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -135,7 +150,7 @@ def fine_tune(
     if accelerator.num_processes > 1:
         place = accelerator.device
     else:
-        place = _device_of(model) if device is None else torch.device(device)
+        place = _device_of(model) if device is None else usable_device(device)
     tuned = copy.deepcopy(model).to(place)
     sgd = torch.optim.SGD(
         (parameter for parameter in tuned.parameters() if parameter.requires_grad),
@@ -181,7 +196,9 @@ def fine_tune(
 
     best.restore()
     optimizer.zero_grad()
-    return tuned.train(model.training)
+    for module, given in zip(tuned.modules(), model.modules(), strict=True):
+        module.training = given.training
+    return tuned
 
 
 class _Runner(nn.Module):
@@ -238,6 +255,9 @@ def _check_settings(epochs: int, lr: float, momentum: float, weight_decay: float
         raise ArgumentTypeError(f"epochs must be an integer, not {epochs!r}")
     if epochs < 1:
         raise ArgumentError(f"epochs must be at least 1, not {epochs}")
+    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ArgumentTypeError(f"{name} must be a number, not {value!r}")
     if not (math.isfinite(lr) and lr > 0):
         raise ArgumentError(f"lr must be positive and finite, not {lr!r}")
     if not 0 <= momentum < 1:

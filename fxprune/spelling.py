@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-__all__ = ["labels_free", "merge", "moved_records", "shapes_left"]
+__all__ = ["Scaled", "labels_free", "merge", "moved_records", "shapes_left"]
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.labels import Labels
 from fxprune.reading import fold
 from fxprune.recorder import Moved
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A size that the graph computes, times a fraction: what it computes it from, as the batch, stays free.
+
+    Attributes:
+        node: The node that computes it.
+        times, over: The fraction, in lowest terms.
+    """
+
+    node: fx.Node
+    times: int
+    over: int
 
 
 def moved_records(log: Sequence[Any], pieces: int, layers: int) -> list[list[Moved]]:
@@ -69,10 +85,18 @@ def labels_free(value: Any) -> bool:
 
 
 def merge(raw: Any, old: Any, new: Any) -> Any:
-    """Arguments with ``new`` values where they differ from ``old``, and the nodes and literals of ``raw`` elsewhere."""
+    """Arguments with ``new`` values where they differ from ``old``, and the nodes and literals of ``raw`` elsewhere.
+
+    Where a node gives a size that is no longer right, it is scaled.
+    """
     if isinstance(new, slice) and isinstance(raw, slice):
         parts = [merge(getattr(raw, p), getattr(old, p), getattr(new, p)) for p in ("start", "stop", "step")]
         return slice(*parts)
     if isinstance(new, tuple | list) and isinstance(raw, tuple | list) and len(new) == len(raw) == len(old):
         return type(new)([merge(r, o, n) for r, o, n in zip(raw, old, new, strict=True)])
-    return raw if type(old) is type(new) and old == new else new
+    if type(old) is type(new) and old == new:
+        return raw
+    if isinstance(raw, fx.Node) and type(old) is int and type(new) is int and min(old, new) > 0:
+        divisor = math.gcd(old, new)
+        return Scaled(raw, new // divisor, old // divisor)
+    return new

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from fxprune.analysis import Structure
 from fxprune.capture import Example, bind_example
-from fxprune.errors import FxpruneError
+from fxprune.errors import ArgumentError, FxpruneError
 from fxprune.plan import ChannelPlan
 from fxprune.recorder import Read
 from fxprune.rewriting import graph_over
@@ -64,34 +64,53 @@ class _Zeroing(_Double):
 
     def __init__(self, gm: fx.GraphModule, plan: ChannelPlan) -> None:
         super().__init__(gm)
-        alive = plan.structure.alive(plan.kept)
-        self.masks: dict[str, list[tuple[int | str, Tensor]]] = defaultdict(list)
+        self.kept = torch.from_numpy(plan.kept)
+        self.zeroed: dict[str, list[tuple[int | str, Tensor]]] = defaultdict(list)
         for read in plan.structure.recorder.reads_:
-            for mask in _masks(read, alive):
-                self.masks[read.node].append((read.position, mask))
+            for units in _units(read, plan.structure, self.kept):
+                self.zeroed[read.node].append((read.position, units))
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        masks = self.masks.get(n.name)
-        if masks:
+        zeroed = self.zeroed.get(n.name)
+        if zeroed:
             new_args, new_kwargs = list(args), dict(kwargs)
-            for position, mask in masks:
+            for position, units in zeroed:
                 if isinstance(position, int):
-                    new_args[position] = _masked(new_args[position], mask)
+                    new_args[position] = _masked(new_args[position], units, self.kept)
                 elif position in new_kwargs:
-                    new_kwargs[position] = _masked(new_kwargs[position], mask)
+                    new_kwargs[position] = _masked(new_kwargs[position], units, self.kept)
             args, kwargs = tuple(new_args), new_kwargs
         return self._run(n, args, kwargs)
 
 
-def _masked(value: Tensor, mask: Tensor) -> Tensor:
-    return value.masked_fill(~mask.to(value.device), 0.0)
+def _masked(value: Tensor, units: Tensor, kept: Tensor) -> Tensor:
+    for dim, (size, known) in enumerate(zip(value.shape, units.shape, strict=True)):
+        if known not in (1, size):
+            units = _resized(units, dim, size)
+    return value.masked_fill(~kept[units].to(value.device), 0.0)
 
 
-def _masks(read: Read, alive: NDArray[np.bool_]) -> list[Tensor]:
-    masks = [torch.from_numpy(alive[layer.tensor.numpy()]) for layer in read.layers]
-    return [mask for mask in masks if not mask.all()]
+def _resized(units: Tensor, dim: int, size: int) -> Tensor:
+    """The units for inputs of another size, where channels are folded into the batch or into positions.
+
+    They mostly vary fastest there, as ``n * groups`` is ``(n, groups)``, so that they repeat themselves.
+    """
+    known = units.shape[dim]
+    for period in (p for p in range(1, known // 2 + 1) if known % p == 0 and size % p == 0):
+        parts = torch.split(units, period, dim)
+        if all(torch.equal(part, parts[0]) for part in parts):
+            return torch.cat([parts[0]] * (size // period), dim)
+    raise ArgumentError(
+        "the network makes channels a part of the batch or of positions; verify it with inputs of the size that it was "
+        "traced with"
+    )
+
+
+def _units(read: Read, structure: Structure, kept: Tensor) -> list[Tensor]:
+    units = [torch.from_numpy(structure.unit[layer.tensor.numpy()]) for layer in read.layers]
+    return [found for found in units if not kept[found].all()]
 
 
 def _double(value: Any) -> Any:
@@ -115,7 +134,7 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proo
         The proof. For an exact plan the error is rounding alone, at most about 1e-12.
 
     Raises:
-        ArgumentError: The plan is for another model.
+        ArgumentError: The plan is for another model, or only holds for inputs of the size that it was traced with.
         FxpruneError: The outputs differ in number or shape.
     """
     original = graph_over(plan.gm, copy.deepcopy(model)).double().eval()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 __all__ = ["ChannelPruning", "rewrite"]
 
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +19,7 @@ from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
 from fxprune.shapes import to_meta
+from fxprune.spelling import Scaled
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,33 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
     def edit(graph: fx.Graph) -> None:
         nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
 
-        def here(node: fx.Node) -> fx.Node:
-            return nodes[node.name]
+        def here(value: Any) -> Any:
+            if isinstance(value, Scaled):
+                return _scaled(graph, nodes[value.node.name], value)
+            return nodes[value.name] if isinstance(value, fx.Node) else value
 
         for name, change in plan.changes.items():
             node = nodes[name]
             node.op, node.target = change.op, change.target
-            node.args, node.kwargs = fx.node.map_arg(change.args, here), fx.node.map_arg(change.kwargs, here)
+            with graph.inserting_before(node):
+                args, kwargs = fx.node.map_aggregate((change.args, change.kwargs), here)
+            node.args, node.kwargs = args, kwargs
 
     result = rebuild(plan.gm, model, plan.structure.recorder.by_alias(plan.tensors), edit)
     for (layer, name), value in plan.attributes.items():
         setattr(result.get_submodule(layer), name, value)
     _read_again(result, plan)
     return result
+
+
+def _scaled(graph: fx.Graph, node: fx.Node, wanted: Scaled) -> fx.Node:
+    """New nodes for a size times a fraction."""
+    for operation, number in ((operator.mul, wanted.times), (operator.floordiv, wanted.over)):
+        if number > 1:
+            value = operation(node.meta["val"], number)
+            node = graph.call_function(operation, (node, number))
+            node.meta["val"] = value
+    return node
 
 
 def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:

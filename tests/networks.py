@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Net", "Proven", "frozen", "holds", "images", "prove", "sizes", "structure", "survives"]
+__all__ = ["Net", "Proven", "frozen", "holds", "images", "prove", "same", "sizes", "structure", "survives"]
 
 import os
 from collections.abc import Callable
@@ -27,8 +27,8 @@ from fxprune.verification import Proof, verify
 class Net(nn.Module):
     """A network that is one function of itself and its input, with the layers and parameters that it is given.
 
-    Unless others are given, it has ``a``, a convolution from 3 to 8 channels; ``b``, one from 8 to 6; and ``h``, a linear
-    layer from 6 to 5.
+    Unless others are given, it has ``a``, a convolution from 3 to 8 channels; ``b``, one from 8 to 6; and ``h``, a
+    linear layer from 6 to 5.
     """
 
     def __init__(self, function: Callable[..., Any], **members: Any) -> None:
@@ -112,6 +112,17 @@ def sizes(deps: DependencyGraph) -> dict[str, int]:
 def frozen(deps: DependencyGraph) -> dict[str, str]:
     """Why the groups that are no outputs cannot be."""
     return {g.name: g.frozen for g in deps.groups if g.frozen and "it is an output of the network" not in g.frozen}
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Whether two nested values are equal, tensors bit for bit."""
+    if isinstance(theirs, Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in theirs)
+    if isinstance(theirs, tuple | list):
+        return len(ours) == len(theirs) and all(same(a, b) for a, b in zip(ours, theirs, strict=True))
+    return bool(ours == theirs)
 
 
 def survives(function: Callable[[], Any]) -> bool:

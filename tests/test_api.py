@@ -259,10 +259,6 @@ def test_a_part_that_is_never_called_is_refused() -> None:
         prune_channels(model, IMAGE, submodule="backbon")
 
 
-# What is known not to hold yet ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(strict=True, reason="the hook is set before the inputs are looked at, and outside of the try")
 def test_wrong_inputs_for_a_part_leave_no_hook_behind() -> None:
     model = randomize(VGG(0.1))
     before = copy.deepcopy(model)
@@ -271,15 +267,11 @@ def test_wrong_inputs_for_a_part_leave_no_hook_behind() -> None:
     assert same(model, before)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch's own error comes through")
 def test_inputs_that_the_model_around_a_part_refuses() -> None:
     with pytest.raises(fxprune.TraceError):
         prune_channels(randomize(Detector()), torch.randn(2, 4, 8, 8), submodule="head")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a channel that is joined with itself leaves labels that vary along no dimension"
-)
 def test_a_single_channel_joined_with_itself_is_no_obstacle() -> None:
     class Single(nn.Module):
         def __init__(self) -> None:

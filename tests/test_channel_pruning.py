@@ -498,10 +498,6 @@ def test_a_plan_is_not_applied_twice() -> None:
         passed(once)
 
 
-# What is known not to hold yet ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(strict=True, reason="fx.GraphModule registers every buffer that a graph reads as persistent")
 def test_tensors_that_are_not_saved_stay_so() -> None:
     class Buffers(nn.Module):
         def __init__(self) -> None:
@@ -518,9 +514,6 @@ def test_tensors_that_are_not_saved_stay_so() -> None:
     assert set(halved(model).state_dict()) == set(model.state_dict())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="functions follow the mode of the whole model, not that of the part that calls them"
-)
 def test_a_part_in_evaluation_mode_drops_nothing() -> None:
     class Part(nn.Module):
         def __init__(self) -> None:

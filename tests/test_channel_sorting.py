@@ -51,10 +51,9 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("criterion", ["input-l2", "output-l2"])
-def test_the_output_of_every_network_is_unchanged(name: str, criterion: str) -> None:
+def test_the_output_of_every_network_is_unchanged(name: str) -> None:
     model, inputs, _ = doubles(name)
-    assert difference(outputs(model, inputs), outputs(sorted_by(name, criterion), inputs)) <= 1e-9
+    assert difference(outputs(model, inputs), outputs(sorted_by(name, "input-l2"), inputs)) <= 1e-9
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -190,6 +190,37 @@ def test_channels_folded_into_the_batch_leave_the_batch_free() -> None:
     holds(TokensFoldedWithTheBatch(), (3, 4, 4))
 
 
+class ChannelsFoldedIntoTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = Stem(), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c = x.shape[:2]
+        return self.head(F.relu(x.reshape(n * 4, c // 4, 4, 4)).view(n, -1, 4, 4))
+
+
+def test_channels_folded_into_the_batch_leave_it_free() -> None:
+    """``n * 4`` was written out as the number that is left for two images, and only two could be verified."""
+    holds(ChannelsFoldedIntoTheBatch(), (3, 4, 4))
+
+
+class VarianceOverFoldedChannels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Stem()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x.reshape(x.shape[0] * 4, -1, 4, 4).view(x.shape[0], -1, 4, 4).var(1, unbiased=False)
+
+
+def test_computed_sizes_beside_a_free_one() -> None:
+    """Only one size can be -1: ``n * 4`` became a number where the author had left another open."""
+    holds(VarianceOverFoldedChannels(), (3, 4, 4))
+
+
 # Constraints ----------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +310,22 @@ class AsManyGroupsAsChannels(nn.Module):
 def test_functional_group_norm_with_a_group_for_each_channel() -> None:
     """Its number of groups stayed while channels went."""
     holds(AsManyGroupsAsChannels(), (3, 4, 4))
+
+
+class PartOfABlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grouped, self.depthwise = Stem(), nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(7, 7, 1, groups=7)
+        self.head, self.other = nn.Conv2d(7, 3, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return self.head(self.depthwise(self.grouped(x).narrow(1, 0, 7))), self.other(x)
+
+
+def test_sorting_exchanges_units_of_equal_size() -> None:
+    """One unit had two channels of the layer and another one: an index was out of bounds."""
+    holds(PartOfABlock(), (3, 4, 4))
 
 
 class AttentionInAResidual(nn.Module):

@@ -26,7 +26,9 @@ class Attention(nn.Module):
 
 def inputs(batch_first: bool, keys: int = 12, values: int = 12) -> tuple[Tensor, Tensor, Tensor]:
     drawn = torch.Generator().manual_seed(2)
-    found = [torch.randn(2, n, width, generator=drawn, dtype=torch.float64) for n, width in ((5, 12), (7, keys), (7, values))]
+    found = [
+        torch.randn(2, n, width, generator=drawn, dtype=torch.float64) for n, width in ((5, 12), (7, keys), (7, values))
+    ]
     return tuple(t if batch_first else t.transpose(0, 1) for t in found)  # type: ignore[return-value]
 
 
@@ -122,7 +124,9 @@ def test_attention_keeps_equally_many_dimensions_in_every_head(heads: int, own: 
 def test_encoder_layers_can_be_pruned() -> None:
     layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    model = Net(lambda s, x: s.end(s.e(s.a(x).flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (6, 6))), e=encoder)
+    model = Net(
+        lambda s, x: s.end(s.e(s.a(x).flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (6, 6))), e=encoder
+    )
     randomize(model).eval()
     deps = sizes(holds(model, images(), exact=False))
     assert deps["a"] == 8

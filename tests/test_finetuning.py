@@ -100,8 +100,11 @@ def test_the_result_is_as_clean_as_the_model() -> None:
     torch.save(again, io.BytesIO())
 
 
-def test_training_mode_survives() -> None:
-    assert fine_tune(_small().train(), _batches(), epochs=1, progress=False).training
+def test_the_mode_of_each_module_survives() -> None:
+    model = _small().train()
+    model.bn.eval()
+    tuned = fine_tune(model, _batches(), evaluate=lambda _: 0.0, epochs=1, progress=False)
+    assert [module.training for module in tuned.modules()] == [True, True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +206,8 @@ def test_the_progress_bar_can_be_silenced(capfd: pytest.CaptureFixture[str]) -> 
         ({"epochs": 1.5}, ArgumentTypeError, "epochs must be an integer, not 1.5"),
         ({"lr": 0.0}, ArgumentError, "lr must be positive and finite, not 0.0"),
         ({"lr": math.nan}, ArgumentError, "not nan"),
+        ({"lr": "0.1"}, ArgumentTypeError, "lr must be a number, not '0.1'"),
+        ({"device": "nowhere"}, ArgumentError, "the device 'nowhere' cannot be used here"),
         ({"momentum": 1.0}, ArgumentError, r"momentum must be in \[0, 1\), not 1.0"),
         ({"weight_decay": -1.0}, ArgumentError, "weight_decay must be 0 or positive"),
         ({"lr": 1e30, "epochs": 2}, ArgumentError, r"the loss is (nan|inf) in epoch \d: .* take a smaller lr"),

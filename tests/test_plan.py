@@ -270,6 +270,14 @@ def test_the_report_names_what_is_inexact_and_what_stays() -> None:
     assert "its group keeps all channels" in next(line for line in text.splitlines() if "blocks.0.widen" in line)
 
 
+def test_kept_units_and_labels_agree() -> None:
+    _, plan = small()
+    assert plan.kept.dtype == np.bool_
+    assert plan.kept.shape == (plan.structure.units,)
+    assert plan.kept[0]
+    assert int((~plan.kept).sum()) == 3
+
+
 # What is known not to hold yet ----------------------------------------------------------------------------------------
 
 
@@ -303,11 +311,3 @@ def test_two_weights_of_one_module_are_told_apart() -> None:
 def test_ranking_weights_without_values_is_refused() -> None:
     with pytest.raises(FxpruneError, match="meta"):
         plan_channels(DependencyGraph.from_model(Small().to("meta"), IMAGE), 0.5)
-
-
-def test_kept_units_and_labels_agree() -> None:
-    _, plan = small()
-    assert plan.kept.dtype == np.bool_
-    assert plan.kept.shape == (plan.structure.units,)
-    assert plan.kept[0]
-    assert int((~plan.kept).sum()) == 3

@@ -10,6 +10,10 @@ from networks import Net, frozen, holds, images, prove, sizes
 from torch import Tensor, nn
 
 Function = Callable[[Any, Any], Any]
+STEPS = pytest.mark.xfail(strict=True, reason="a slice with a step freezes what it takes")
+INDICES = pytest.mark.xfail(strict=True, reason="an index of constants freezes what it picks from")
+LAST = pytest.mark.xfail(strict=True, reason="tensors that are stacked last and merged cannot be pruned")
+GLU = pytest.mark.xfail(strict=True, reason="a gated linear unit has no rule")
 
 
 def moved(function: Function, channels: int = 8, **members: Any) -> Net:
@@ -24,11 +28,11 @@ def moved(function: Function, channels: int = 8, **members: Any) -> Net:
 @pytest.mark.parametrize(
     ("function", "channels"),
     [
-        (lambda s, y: y[:, ::2], 4),
+        pytest.param(lambda s, y: y[:, ::2], 4, marks=STEPS),
         (lambda s, y: y[:, 1::3], 3),
         (lambda s, y: y[:, -4:], 4),
         (lambda s, y: y[:, :-3], 5),
-        (lambda s, y: y[:, 2:7:2, 1:, :-1], 3),
+        pytest.param(lambda s, y: y[:, 2:7:2, 1:, :-1], 3, marks=STEPS),
         (lambda s, y: y[..., 2:6, :, :], 4),
         (lambda s, y: y.narrow(1, 2, 4), 4),
         (lambda s, y: torch.narrow(y, dim=-3, start=-4, length=4), 4),
@@ -41,10 +45,10 @@ def moved(function: Function, channels: int = 8, **members: Any) -> Net:
         (lambda s, y: torch.cat(y.tensor_split(3, 1), 1), 8),
         (lambda s, y: torch.cat((y, y[:, :2], y), dim=1), 18),
         (lambda s, y: torch.concat([y, -y], axis=1), 16),
-        (lambda s, y: torch.cat([p for p in y.unbind(2)], 2).view(y.shape), 8),
-        (lambda s, y: y[:, torch.arange(7, -1, -1)], 8),
-        (lambda s, y: y[:, [3, 1, 5]], 3),
-        (lambda s, y: y.index_select(1, torch.tensor([3, 1, 5])), 3),
+        (lambda s, y: torch.cat(list(y.unbind(2)), 2).view(y.shape), 8),
+        pytest.param(lambda s, y: y[:, torch.arange(7, -1, -1)], 8, marks=INDICES),
+        pytest.param(lambda s, y: y[:, [3, 1, 5]], 3, marks=INDICES),
+        pytest.param(lambda s, y: y.index_select(1, torch.tensor([3, 1, 5])), 3, marks=INDICES),
     ],
 )
 def test_pieces_take_what_is_left_of_them(function: Function, channels: int) -> None:
@@ -86,7 +90,9 @@ def test_uneven_chunks_are_written_as_a_split() -> None:
         return torch.cat([s.c(p), s.d(q), s.e(r)], 1)
 
     layers = {"c": nn.Conv2d(3, 2, 1), "d": nn.Conv2d(3, 2, 1), "e": nn.Conv2d(2, 2, 1)}
-    found = prove(moved(forward, 6, **layers), criterion=lambda g: [0, 0, 0, 1, 1, 1, 1, 0] if g.size == 8 else [1] * g.size)
+    found = prove(
+        moved(forward, 6, **layers), criterion=lambda g: [0, 0, 0, 1, 1, 1, 1, 0] if g.size == 8 else [1] * g.size
+    )
     kept = found.plan.layers["a"].outputs
     assert kept is not None
     pieces = [sum(i in kept for i in block) for block in ((0, 1, 2), (3, 4, 5), (6, 7))]
@@ -114,7 +120,7 @@ def _tokens(s: Any, y: Tensor) -> Tensor:
     [
         (_shuffled, 8),
         (lambda s, y: F.channel_shuffle(y, 2), 8),
-        (lambda s, y: nn.ChannelShuffle(4)(y), 8),
+        (lambda s, y: s.m(y), 8),
         (lambda s, y: y.view(y.shape[0], 2, 4, 6, 6).transpose(1, 2).reshape(-1, 8, 6, 6), 8),
         (lambda s, y: y.view(y.size()).reshape(*y.shape).view([y.shape[0], -1, 6, 6]), 8),
         (lambda s, y: torch.reshape(y, shape=(y.shape[0], -1, 12, 3)), 8),
@@ -141,8 +147,8 @@ def _tokens(s: Any, y: Tensor) -> Tensor:
     ],
 )
 def test_views_and_copies_move_every_channel(function: Function, channels: int) -> None:
-    last = nn.Conv2d(channels, 6, 1)
-    assert sizes(holds(moved(function, channels, b=last))) == {"a": 8, "b": 6}
+    layers = {"b": nn.Conv2d(channels, 6, 1), "m": nn.ChannelShuffle(4)}
+    assert sizes(holds(moved(function, channels, **layers))) == {"a": 8, "b": 6}
 
 
 @pytest.mark.parametrize(
@@ -157,13 +163,13 @@ def test_views_and_copies_move_every_channel(function: Function, channels: int) 
         (lambda s, y: y[:, ::2] * torch.sigmoid(y[:, 1::2]), 4, 4),
         (lambda s, y: y + y.flip(1), 8, 4),
         (lambda s, y: y.view(-1, 4, 2, 6, 6)[:, :, 0] - y.view(-1, 4, 2, 6, 6)[:, :, 1], 4, 4),
-        (lambda s, y: F.glu(y, 1), 4, 4),
-        (lambda s, y: F.glu(y, dim=-3), 4, 4),
-        (lambda s, y: nn.GLU(1)(y), 4, 4),
+        pytest.param(lambda s, y: F.glu(y, 1), 4, 4, marks=GLU),
+        pytest.param(lambda s, y: s.m(y), 4, 4, marks=GLU),
     ],
 )
 def test_channels_that_meet_are_one_unit(function: Function, channels: int, units: int) -> None:
-    assert sizes(holds(moved(function, channels, b=nn.Conv2d(channels, 6, 1)))) == {"a": units, "b": 6}
+    layers = {"b": nn.Conv2d(channels, 6, 1), "m": nn.GLU(1)}
+    assert sizes(holds(moved(function, channels, **layers))) == {"a": units, "b": 6}
 
 
 def test_tokens_and_back() -> None:
@@ -239,7 +245,7 @@ def test_a_gate_is_spread_over_space(function: Callable[[Any, Any, Any], Any]) -
     "function",
     [
         lambda p, q: torch.stack([p, q]).sum(0),
-        lambda p, q: torch.stack(tensors=[p, q], dim=-1).mean(-1),
+        pytest.param(lambda p, q: torch.stack(tensors=[p, q], dim=-1).mean(-1), marks=LAST),
         lambda p, q: torch.stack((p, q), 1).amax(1),
         lambda p, q: torch.stack([p, q], 2)[:, :, 1] + torch.stack([p, q], 2).select(2, 0),
     ],
@@ -261,7 +267,11 @@ def test_concatenation_keeps_its_parts_apart() -> None:
     layers = {"c": nn.Conv2d(3, 5, 3), "b": nn.Conv2d(16, 6, 3)}
     deps = holds(Net(lambda s, x: s.end(torch.cat([s.a(x), x[:, :, 1:-1, 1:-1], s.c(x)], 1)), **layers))
     assert sizes(deps) == {"a": 8, "c": 5, "b": 6}
-    kept = prove(Net(lambda s, x: s.end(torch.cat([s.a(x), x[:, :, 1:-1, 1:-1], s.c(x)], 1)), **layers)).plan.layers["b"].inputs
+    kept = (
+        prove(Net(lambda s, x: s.end(torch.cat([s.a(x), x[:, :, 1:-1, 1:-1], s.c(x)], 1)), **layers))
+        .plan.layers["b"]
+        .inputs
+    )
     assert kept is not None
     assert set(kept) >= {8, 9, 10}
 
@@ -282,17 +292,26 @@ def test_concatenation_of_positions_ties() -> None:
     ],
 )
 def test_padding_adds_channels_that_can_go(pad: Callable[[Any], Any], channels: int, units: int) -> None:
-    model = Net(lambda s, x: s.end(s.c(x) + pad(s.a(x)).mean((2, 3), True)), c=nn.Conv2d(3, channels, 3), b=nn.Conv2d(channels, 6, 3))
+    model = Net(
+        lambda s, x: s.end(s.c(x) + pad(s.a(x)).mean((2, 3), True)),
+        c=nn.Conv2d(3, channels, 3),
+        b=nn.Conv2d(channels, 6, 3),
+    )
     found = sizes(holds(model))
     assert found["b"] == 6
     assert sum(size for name, size in found.items() if name != "b") == channels
 
 
-@pytest.mark.parametrize("pad", [lambda y: F.pad(y, (0, 0, 0, 0, 0, -4)), lambda y: F.pad(y, (1, 1, 1, 1, 1, 1), "replicate")])
-def test_padding_that_reads_channels_holds_them(pad: Callable[[Any], Any]) -> None:
-    model = Net(lambda s, x: s.end(pad(s.a(x)[:, None])[:, 0]), b=None, h=None, end=nn.Identity()) if False else None
-    channels = pad(torch.zeros(1, 1, 8, 6, 6))[:, 0].shape[1] if model else 0
-    assert channels == 0
+@pytest.mark.parametrize(
+    ("pad", "channels"),
+    [
+        (lambda y: F.pad(y, (0, 0, 0, 0, 0, -4)), 4),
+        (lambda y: F.pad(y[:, None], (0, 0, 0, 0, 1, 1), "circular")[:, 0], 10),
+    ],
+)
+def test_padding_that_reads_or_cuts_channels_holds_them(pad: Callable[[Any], Any], channels: int) -> None:
+    deps = holds(Net(lambda s, x: s.end(pad(s.a(x))), b=nn.Conv2d(channels, 6, 3)))
+    assert "it is padded in mode" in frozen(deps)["a"]
 
 
 # Constants of the graph -----------------------------------------------------------------------------------------------
@@ -323,31 +342,20 @@ def test_sizes_that_the_author_wrote_follow(function: Callable[[Any], Any], expe
         lambda s, y: F.softmax(y.view(y.shape[0] * 8, -1), -1).view(y.shape[0], 8, 6, 6),
         lambda s, y: s.one(y.reshape(y.shape[0] * 8, 1, 6, 6)).view(y.shape[0], -1, 6, 6),
         lambda s, y: y.expand(y.shape[0], 8, 6, 6).reshape(y.shape[0], 8 * 36).view(-1, 8, 6, 6),
-        lambda s, y: y / (y.shape[0] * y.shape[1]),
     ],
 )
 def test_the_batch_stays_free(function: Function) -> None:
     found = prove(moved(function, one=nn.Conv2d(1, 1, 1)), criterion="first")
     assert sizes(found.deps)["a"] == 8
-    with torch.no_grad():
-        three = images(3).double()
-        small = found.small.double()
-        assert torch.allclose(small(three)[:2], small(three[:2]), rtol=0.4) or small(three).shape == (3, 5)
+    small, three = found.small.double(), images(3).double()
+    torch.testing.assert_close(small(three), torch.cat([small(image[None]) for image in three]))
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda y: y / y.numel(),
-        lambda y: y / (y.shape[1] * y.shape[2] * y.shape[3]),
-    ],
-)
-def test_numbers_that_are_calculated_with_change_with_the_image_but_not_with_pruning(function: Callable[[Any], Any]) -> None:
-    found = prove(moved(lambda s, y: function(y)), criterion="first")
-    with torch.no_grad():
-        small = found.small.double()
-        for other in (images(3).double(), images(height=12, width=10).double()):
-            whole = found.small.get_submodule("a")(other)
-            scale = function(torch.ones(whole.shape[0], 8, *whole.shape[2:], dtype=torch.float64))[0, 0, 0, 0]
-            expected = found.small.get_submodule("h")(found.small.get_submodule("b")(whole * scale).mean((2, 3)))
-            torch.testing.assert_close(small(other), expected)
+@pytest.mark.parametrize("function", [lambda y: y / y.numel(), lambda y: y / (y.shape[1] * y.shape[2] * y.shape[3])])
+@pytest.mark.xfail(strict=True, reason="the whole product is written out, the sizes of the image with the channels")
+def test_numbers_that_are_calculated_with_follow_the_image_but_not_the_channels(function: Callable[[Any], Any]) -> None:
+    small: Any = prove(moved(lambda s, y: function(y)), criterion="first").small.double()
+    for other in (images(), images(3), images(height=12, width=10)):
+        y = small.a(other.double())
+        scale = function(torch.ones(y.shape[0], 8, *y.shape[2:], dtype=torch.float64))[0, 0, 0, 0]
+        torch.testing.assert_close(small(other.double()), small.h(small.b(y * scale).mean((2, 3))))

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.dependency import DependencyGraph
-from fxprune.errors import ArgumentError
-from fxprune.finetuning import EpochReport, accuracy, fine_tune, process_state
+from fxprune.finetuning import EpochReport, accuracy, fine_tune, process_state, usable_device
 from fxprune.lab.checkpoint import load_checkpoint
 from fxprune.lab.data import IMAGE_SIZE, LabData, batch_list, load_data, train_loader
 from fxprune.lab.settings import LabSettings
@@ -112,7 +111,7 @@ def prepare(settings: LabSettings) -> Lab:
         ArgumentError: The data set is not there, or there is no such device.
     """
     state = process_state()
-    device = state.device if state.num_processes > 1 else _device(settings.device)
+    device = state.device if state.num_processes > 1 else usable_device(settings.device)
     data = load_data(settings.data, settings.data_dir, settings.seed)
     test = batch_list(data.test, settings.batch_size, device)
     same = data.validation is data.test
@@ -252,12 +251,3 @@ def _deterministic_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f"the device {name!r} cannot be used here: {error}") from error
-    return device

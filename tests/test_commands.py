@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune.cli import main
+from fxprune.errors import ArgumentError, UnknownNameError
+from fxprune.loading import load_model
+
+
+def tiny() -> nn.Module:
+    """A factory for a model, as a user would have one."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+
+def run(*arguments: str) -> int:
+    try:
+        main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_explain_a_layer_and_all_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain", "resnet18", "layer1.0.conv2", "--input-size", "3x64x64") == 0
+    text = capsys.readouterr().out
+    assert "'layer1.0.conv2' makes 64 channels" in text
+    assert "'conv1', 'layer1.1.conv2'" in text
+    assert run("explain", "resnet18", "--input-size", "3x64x64") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["group", "units"]
+    assert any(line.startswith("fc ") and "output of the network" in line for line in lines)
+
+
+def test_prune_accounts_for_every_layer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    file = tmp_path / "small.pt"
+    assert run("prune", "test_commands:tiny", "--ratio", "0.5", "--input-size", "3x16x16", "--out", str(file)) == 0
+    text = capsys.readouterr().out
+    rows = {line.split("  ")[0]: line for line in text.splitlines() if "  " in line}
+    assert "8 -> 4" in rows["0"]
+    assert "8 -> 4" in rows["3"]
+    assert "output of the network" in rows["3"]
+    assert "exact" in text
+    small = torch.load(file, weights_only=False)
+    assert small(torch.zeros(2, 3, 16, 16)).shape == (2, 4, 12, 12)
+
+
+def test_errors_are_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain", "resnet19") == 2
+    assert "nearest: 'resnet18'" in capsys.readouterr().err
+    assert run("explain", "resnet18", "--input-size", "3xlarge") == 2
+    assert "3xlarge" in capsys.readouterr().err
+
+
+def test_models_by_name() -> None:
+    assert type(load_model("resnet18")).__name__ == "ResNet"
+    with pytest.raises(UnknownNameError, match=r"no model 'no\.such:thing'"):
+        load_model("no.such:thing")
+    with pytest.raises(ArgumentError, match="must give an nn"):
+        load_model("torch:get_num_threads")

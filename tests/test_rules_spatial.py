@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Net, frozen, holds, prove, sizes
+from torch import Tensor, nn
+
+Function = Callable[[Any, Any], Any]
+
+
+def one(function: Function, **members: Any) -> Net:
+    """The function between the first two convolutions."""
+    last = members.pop("b", nn.Conv2d(8, 6, 1))
+    return Net(lambda s, x: s.end(function(s, s.a(x))), b=last, **members)
+
+
+LAYERS = (
+    *(nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(2, 1), nn.LPPool2d(2, 2), nn.AdaptiveAvgPool2d((3, None))),
+    *(nn.AdaptiveMaxPool2d(4), nn.ReflectionPad2d((1, 2, 0, 1)), nn.ReplicationPad2d(1), nn.ZeroPad2d(2)),
+    *(nn.CircularPad2d(1), nn.ConstantPad2d(1, 2.0), nn.Upsample(scale_factor=2), nn.Upsample((9, 9), mode="bilinear")),
+    *(nn.UpsamplingBilinear2d(scale_factor=2), nn.UpsamplingNearest2d(scale_factor=2)),
+)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_operators_over_positions_pass_channels_on(layer: nn.Module) -> None:
+    assert sizes(holds(one(lambda s, y: s.m(y), m=layer))) == {"a": 8, "b": 6}
+
+
+def _unpooled(s: Any, y: Tensor) -> Tensor:
+    values, indices = F.max_pool2d(y, 2, return_indices=True)
+    return values + indices.to(y.dtype) * 0
+
+
+def _sampled(s: Any, y: Tensor) -> Tensor:
+    theta = s.theta(y.mean((2, 3))).view(-1, 2, 3)
+    return F.grid_sample(y, F.affine_grid(theta, [y.shape[0], 1, 5, 5], align_corners=False), align_corners=False)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: F.max_pool2d(input=y, kernel_size=2, stride=1),
+        lambda s, y: F.avg_pool2d(y, y.size()[2:]),
+        lambda s, y: F.lp_pool2d(y, 2, 2),
+        lambda s, y: F.adaptive_avg_pool2d(y, output_size=(2, 2)),
+        lambda s, y: F.adaptive_max_pool2d(y, 3),
+        lambda s, y: F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False),
+        lambda s, y: F.interpolate(input=y, size=y.shape[-2:]),
+        lambda s, y: F.interpolate(y, size=(y.shape[2] * 2, y.shape[1] + 1)),
+        lambda s, y: F.max_pool2d(y, 2) + F.avg_pool2d(y, 2),
+        lambda s, y: s.p(y)[0],
+        pytest.param(_unpooled, marks=pytest.mark.xfail(strict=True, reason="pooling with indices has no rule")),
+        lambda s, y: F.max_pool1d(y.flatten(2), 2).view(y.shape[0], -1, 3, 6),
+        lambda s, y: F.avg_pool3d(y[:, :, None], (1, 2, 2))[:, :, 0],
+    ],
+)
+def test_functions_over_positions_pass_channels_on(function: Function) -> None:
+    assert sizes(holds(one(function, p=nn.MaxPool2d(2, return_indices=True)))) == {"a": 8, "b": 6}
+
+
+def test_sampling_leaves_channels_free() -> None:
+    assert sizes(holds(one(_sampled, theta=nn.Linear(8, 6)))) == {"a": 8, "b": 6}
+
+
+@pytest.mark.parametrize(
+    ("function", "channels"),
+    [
+        (lambda s, y: F.avg_pool3d(y[:, None], (2, 1, 1))[:, 0], 4),
+        (lambda s, y: F.max_pool1d(y.flatten(2).transpose(1, 2), 2).transpose(1, 2).view(-1, 4, 6, 6), 4),
+        (lambda s, y: F.interpolate(y.transpose(1, 2), size=(8, 6)).transpose(1, 2), 8),
+    ],
+)
+def test_an_operator_over_channels_needs_them_whole(function: Function, channels: int) -> None:
+    deps = holds(one(function, b=nn.Conv2d(channels, 6, 1)))
+    assert "an operator over positions needs them whole" in frozen(deps)["a"]
+
+
+# Reductions -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: y.mean((2, 3)),
+        lambda s, y: torch.mean(input=y, dim=[-1, -2]),
+        lambda s, y: y.sum(3).sum(2),
+        lambda s, y: torch.sum(y, (2, 3), dtype=torch.float64).to(y.dtype),
+        lambda s, y: y.amax(dim=(2, 3)),
+        lambda s, y: y.flatten(2).max(-1)[0],
+        lambda s, y: y.flatten(2).max(dim=2).values,
+        lambda s, y: y.flatten(2).std(-1, False),
+        lambda s, y: y.flatten(2).var(dim=-1, unbiased=False),
+        lambda s, y: torch.var(y, (2, 3), correction=0),
+        lambda s, y: torch.var_mean(y, (2, 3))[0] + torch.var_mean(y, dim=(2, 3))[1],
+        lambda s, y: y.flatten(2).logsumexp(2),
+        lambda s, y: torch.prod(y.flatten(2), dim=2),
+        lambda s, y: y.flatten(2).median(2)[0],
+        lambda s, y: torch.norm(y, dim=(2, 3)),
+        lambda s, y: y.norm(p=2, dim=(2, 3)),
+        lambda s, y: (y > 0).any(3).all(2).to(y.dtype),
+        lambda s, y: y.flatten(2).argmax(2).to(y.dtype),
+        lambda s, y: y.mean(3, keepdim=True).mean(2, keepdim=True)[:, :, 0, 0],
+    ],
+)
+def test_reductions_over_positions_pass_channels_on(function: Function) -> None:
+    model = Net(lambda s, x: s.h(function(s, s.b(s.a(x)))))
+    assert sizes(holds(model)) == {"a": 8, "b": 6}
+
+
+AXIS = pytest.mark.xfail(strict=True, reason="NumPy's names of dim and keepdim are not known")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: y.sum(axis=(2, 3)),
+        lambda s, y: y.mean(axis=-1).mean(axis=-1),
+        lambda s, y: y.max(axis=-1)[0].max(axis=-1)[0],
+        lambda s, y: (y * y.mean(axis=(2, 3), keepdims=True)).mean((2, 3)),
+    ],
+)
+@AXIS
+def test_the_names_of_numpy(function: Function) -> None:
+    model = Net(lambda s, x: s.h(function(s, s.b(s.a(x)))))
+    assert sizes(holds(model)) == {"a": 8, "b": 6}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: y * y.sum(1, keepdim=True),
+        lambda s, y: y * torch.sigmoid(torch.sum(y, dim=1))[:, None],
+        lambda s, y: y / (y.sum() + 1000),
+        lambda s, y: y.view(-1, 2, 4, 6, 6).sum(2).repeat(1, 4, 1, 1),
+    ],
+)
+def test_a_sum_over_channels_is_a_sum_over_what_is_left(function: Function) -> None:
+    deps = holds(one(function))
+    assert sizes(deps)["a"] == 8
+
+
+def test_a_sum_over_everything_is_a_number() -> None:
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.a(x)
+        return s.end(y), y.sum(), (y * 2).sum((1, 2)), y.abs().sum([0, 1])
+
+    proof = prove(Net(forward)).proof
+    assert proof.exact
+    assert proof.max_relative_error < 1e-10
+
+
+def test_flattened_pyramids() -> None:
+    def pyramid(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        return s.out(torch.cat([F.adaptive_avg_pool2d(y, n).flatten(1) for n in (1, 2, 3)], 1))
+
+    assert sizes(holds(Net(pyramid, out=nn.Linear(8 * 14, 5)))) == {"a": 8}
