@@ -48,7 +48,7 @@ def lab(
         int | None, typer.Option(help="Epochs of training; 10 for digits, 100 for cifar10 if left out.")
     ] = None,
     finetune_epochs: Annotated[
-        int | None, typer.Option(help="Epochs of fine-tuning; 4 for digits, 5 for cifar10 if left out.")
+        int | None, typer.Option(help="Epochs of fine-tuning; 5 for digits, 5 for cifar10 if left out.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of split, first weights, order and augmentation.")] = 0,
     batch_size: Annotated[

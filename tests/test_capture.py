@@ -166,6 +166,23 @@ def test_a_number_where_a_tensor_could_be_does_not_bring_the_interpreter_down(fu
     assert survives(lambda: trace(model, images()))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: y + torch.arange(6.0).expand(y.shape[0], 8, 6, 6),
+        lambda s, y: y + torch.ones(6).roll(y.shape[1]),
+    ],
+)
+@pytest.mark.xfail(
+    strict=True, raises=TraceError, reason="methods of tensors that are no proxies refuse numbers that are"
+)
+def test_sizes_go_into_methods_of_constants(function: Callable[[Any, Any], Any]) -> None:
+    model = Net(lambda s, x: function(s, s.a(x))).eval()
+    gm = trace(model, images())
+    with torch.no_grad():
+        assert same(gm(images(3)), model(images(3)))
+
+
 def test_asserts_are_kept_or_hold() -> None:
     def forward(s: Net, x: Tensor) -> Tensor:
         assert x.shape[1] == 3, "three colours"

@@ -46,6 +46,19 @@ def test_the_smallest_submodule_that_cannot_be_traced_becomes_one_node() -> None
     assert same(gm(images()), model(images()))
 
 
+def test_what_was_recorded_before_the_failure_is_taken_back() -> None:
+    class WritesFirst(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.add_(1)
+            return x * 2 if x.sum() > 0 else x
+
+    model = Net(lambda s, x: s.end(s.part(s.a(x))), part=WritesFirst()).eval()
+    gm = trace(model, images())
+    assert [n.name for n in gm.graph.nodes] == ["x", "a", "part", "b", "mean", "h", "output"]
+    with torch.no_grad():
+        assert same(gm(images()), model(images()))
+
+
 def test_each_has_its_own_reason() -> None:
     class Numpy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -176,6 +189,17 @@ def test_inputs_as_tensor_tuple_or_mapping(inputs: Any, expected: dict[str, Any]
     gm = trace(model, inputs)
     tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
     assert same(gm(**tensors), model(**bound))
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="arguments that are no tensors are left out")
+def test_the_graph_is_called_as_the_model_is() -> None:
+    class Masked(Several):
+        def forward(self, x: Tensor, mask: Tensor | None, y: Tensor, scale: float = 2.0) -> Tensor:
+            z = self.a(x) + self.b(y) * scale
+            return z if mask is None else z * mask
+
+    model, call = Masked().eval(), (images(), None, images(channels=1), 3.0)
+    assert same(trace(model, call)(*call), model(*call))
 
 
 class Nested(nn.Module):

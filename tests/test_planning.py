@@ -501,6 +501,21 @@ def test_a_plan_that_can_remove_nothing_is_an_error() -> None:
     assert kept(plan, "a") < 12
 
 
+@pytest.mark.xfail(strict=True, reason="what a revived part takes away may be the last channel of an earlier one")
+def test_every_part_of_a_split_keeps_a_channel() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 24, 1)
+            self.branches = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [branch(part) for branch, part in zip(self.branches, self.stem(x).split(8, 1), strict=True)]
+
+    plan = plan_channels(DependencyGraph.from_model(randomize(Split()), IMAGE), 0.9, "first")
+    assert [len(plan.layers[f"branches.{i}"].inputs or ()) for i in range(3)] == [1, 1, 1]
+
+
 @pytest.mark.xfail(strict=True, reason="everything that equals the threshold stays")
 def test_equal_scores_do_not_defeat_a_global_ranking() -> None:
     plan = plan_channels(vgg()[1], 0.5, lambda group: [1.0] * group.size, scope="global")

@@ -13,6 +13,7 @@ Function = Callable[[Any, Any], Any]
 STEPS = pytest.mark.xfail(strict=True, reason="a slice with a step freezes what it takes")
 INDICES = pytest.mark.xfail(strict=True, reason="an index of constants freezes what it picks from")
 LAST = pytest.mark.xfail(strict=True, reason="tensors that are stacked last and merged cannot be pruned")
+KEYWORDS = pytest.mark.xfail(strict=True, reason="the rule does not know this keyword")
 GLU = pytest.mark.xfail(strict=True, reason="a gated linear unit has no rule")
 
 
@@ -55,6 +56,20 @@ def test_pieces_take_what_is_left_of_them(function: Function, channels: int) -> 
     deps = holds(moved(function, channels))
     assert sum(size for name, size in sizes(deps).items() if name.startswith("a")) == 8
     assert not frozen(deps)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda y: y.view(size=(y.shape[0], 4, 2, 6, 6)).flatten(1, 2), marks=KEYWORDS),
+        pytest.param(lambda y: y.expand(size=(y.shape[0], 8, 6, 6)), marks=KEYWORDS),
+        pytest.param(lambda y: torch.cat(torch.chunk(input=y, chunks=2, dim=1)[::-1], 1), marks=KEYWORDS),
+        lambda y: y.repeat(repeats=(1, 1, 1, 1)),
+        lambda y: y.reshape(shape=(y.shape[0], 8, 36)).unflatten(dim=-1, sizes=(6, 6)),
+    ],
+)
+def test_keywords_say_the_same(function: Callable[[Any], Any]) -> None:
+    assert sizes(holds(moved(lambda s, y: function(y)))) == {"a": 8, "b": 6}
 
 
 def test_no_piece_is_ever_empty() -> None:

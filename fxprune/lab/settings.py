@@ -30,7 +30,7 @@ PUBLISHED_SPARSITIES: Mapping[str, float] = MappingProxyType(
 """The choice of sparsities that the lab publishes; 38.48 % of the full-width VGG's parameters stay."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "digits": {"width": 0.25, "epochs": 10, "finetune_epochs": 4, "batch_size": 64, "lr": 0.05, "finetune_lr": 0.01},
+    "digits": {"width": 0.25, "epochs": 10, "finetune_epochs": 5, "batch_size": 64, "lr": 0.05, "finetune_lr": 0.03},
     "cifar10": {"width": 1.0, "epochs": 100, "finetune_epochs": 5, "batch_size": 512, "lr": 0.1, "finetune_lr": 0.01},
 }
 
