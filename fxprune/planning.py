@@ -159,14 +159,19 @@ def _keep(
     active = [g for g in range(structure.groups) if ratios[g] > 0]
     if not active:
         return {}
-    relative = [scores[structure.members[g]] / (abs(scores[structure.members[g]].mean()) or 1.0) for g in active]
-    wanted = sum(sizes[g] * (1 - ratios[g]) for g in active)
-    ranked = np.sort(np.concatenate(relative))[::-1]
-    threshold = ranked[max(0, min(len(ranked), round(wanted)) - 1)]
-    return {
-        g: keep_count(sizes[g], 1 - max(1, int((r >= threshold).sum())) / sizes[g], round_to)
-        for g, r in zip(active, relative, strict=True)
-    }
+    relative = [_relative(scores[structure.members[g]]) for g in active]
+    wanted = round(sum(sizes[g] * (1 - ratios[g]) for g in active))
+    owner = np.concatenate([np.full(sizes[g], g) for g in active])
+    best = owner[np.argsort(-np.concatenate(relative), kind="stable")[:wanted]]
+    return {g: keep_count(sizes[g], 1 - max(1, int((best == g).sum())) / sizes[g], round_to) for g in active}
+
+
+def _relative(scores: FloatArray) -> FloatArray:
+    """Scores divided by the mean of those that are finite, so that groups can be compared."""
+    finite = scores[np.isfinite(scores)]
+    mean = abs(finite.mean()) if finite.size else 0.0
+    relative: FloatArray = scores / (mean or 1.0)
+    return relative
 
 
 def _carried(ratios: NDArray[np.float64], old: Structure, new: Structure) -> NDArray[np.float64]:

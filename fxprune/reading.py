@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["Axis", "Call", "Declined", "Reading", "Use", "axis_length", "fold", "labels_in"]
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,9 @@ class Reading(ABC):
         if node.op == "call_module":
             module = self._modules[str(node.target)]
             rule = None if "opaque" in node.meta else self._module_rule(module)
+            if kwargs:  # rules take a layer's arguments by position
+                bound = inspect.signature(module.forward).bind(*args, **kwargs)
+                args, kwargs = bound.args, bound.kwargs
             args = (module, *args)
         else:
             rule = RULES.get(node.target)
@@ -203,13 +207,16 @@ class Reading(ABC):
     def _number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A Python number, shape or flag: run the call itself on tensors of the shapes being read."""
         args, kwargs = fold(_stand_in, args), fold(_stand_in, kwargs)
-        if node.op == "call_method":
-            return self._runner.method(str(node.target), args, kwargs)
-        if node.op == "call_module":
-            return args[0](*args[1:], **kwargs)
-        if node.target is getattr:
-            return self._runner.get(*args) if args[1] not in ("device", "dtype", "is_cuda") else node.meta["val"]
-        return self._runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
+        try:
+            if node.op == "call_method":
+                return self._runner.method(str(node.target), args, kwargs)
+            if node.op == "call_module":
+                return args[0](*args[1:], **kwargs)
+            if node.target is getattr:
+                return self._runner.get(*args) if args[1] not in ("device", "dtype", "is_cuda") else node.meta["val"]
+            return self._runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
+        except ArithmeticError:  # so few channels that the model's own arithmetic has no answer: what it computes
+            return node.meta["val"]  # with keeps the original's value anyway
 
     def arguments(self, value: Any) -> Any:
         """Arguments of a node, with nodes replaced by what was read of them."""

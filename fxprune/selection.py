@@ -117,22 +117,21 @@ def _pieces(structure: Structure) -> list[IntArray]:
 
 
 def _revive(kept: NDArray[np.bool_], order: IntArray, pieces: Sequence[IntArray], scores: FloatArray) -> None:
-    """Give a piece that would be empty its best unit back, at the cost of the worst that is not needed elsewhere."""
+    """Give a piece that would be empty its best unit back, at the cost of the worst that no other piece needs."""
     chosen = set(order.tolist())
-    needed: set[int] = set()
-    for piece in pieces:
-        alive = piece[kept[piece]]
-        if len(alive) == 1:
-            needed.add(int(alive[0]))
-        if len(alive) or not chosen.issuperset(piece.tolist()):
+    inside = [piece for piece in pieces if chosen.issuperset(piece.tolist())]
+    for piece in inside:
+        if kept[piece].any():
             continue
         best = int(piece[np.argmax(scores[piece])])
         kept[best] = True
-        needed.add(best)
         for unit in order[::-1]:
-            if kept[unit] and int(unit) not in needed:
-                kept[unit] = False
+            if not kept[unit] or unit == best:
+                continue
+            kept[unit] = False
+            if all(kept[other].any() for other in inside if unit in other):
                 break
+            kept[unit] = True
 
 
 def _balance(structure: Structure, kinds: IntArray, group: int) -> FloatArray:

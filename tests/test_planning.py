@@ -501,7 +501,6 @@ def test_a_plan_that_can_remove_nothing_is_an_error() -> None:
     assert kept(plan, "a") < 12
 
 
-@pytest.mark.xfail(strict=True, reason="what a revived part takes away may be the last channel of an earlier one")
 def test_every_part_of_a_split_keeps_a_channel() -> None:
     class Split(nn.Module):
         def __init__(self) -> None:
@@ -516,13 +515,11 @@ def test_every_part_of_a_split_keeps_a_channel() -> None:
     assert [len(plan.layers[f"branches.{i}"].inputs or ()) for i in range(3)] == [1, 1, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="everything that equals the threshold stays")
 def test_equal_scores_do_not_defeat_a_global_ranking() -> None:
     plan = plan_channels(vgg()[1], 0.5, lambda group: [1.0] * group.size, scope="global")
     assert sum(widths(plan)) == pytest.approx(275 / 2, abs=8)
 
 
-@pytest.mark.xfail(strict=True, reason="infinite scores become NaN when they are divided by their mean")
 def test_infinite_scores_keep_a_channel_in_a_global_ranking() -> None:
     def criterion(group: Any) -> list[float]:
         return [math.inf if i < 2 else 1.0 for i in range(group.size)]

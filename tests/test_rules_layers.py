@@ -259,7 +259,6 @@ def test_the_weight_of_a_linear_layer_may_be_a_vector() -> None:
     ],
     ids=["convolution", "linear", "norm", "pool", "flatten", "dropout"],
 )
-@pytest.mark.xfail(strict=True, reason="rules of layers take no keywords")
 def test_layers_may_be_called_with_keywords(function: Callable[[Any, Any], Any]) -> None:
     members = {"act": nn.ReLU(), "norm": nn.BatchNorm2d(8), "pool": nn.MaxPool2d(2, 1), "flat": nn.Flatten()}
     deps = holds(Net(function, **members, drop=nn.Dropout()))

@@ -149,7 +149,6 @@ def test_no_piece_is_empty(function: Any, count: int) -> None:
         assert kept[found.members[0]].sum() >= min(count, 2)
 
 
-@pytest.mark.xfail(strict=True, reason="a piece gets a channel back at the cost of one block")
 def test_giving_a_piece_its_channel_back_leaves_blocks_equal() -> None:
     def forward(s: Any, x: Any) -> Any:
         y = s.a(x)
