@@ -1,0 +1,158 @@
+"""Proxies that know the value they would have for the example inputs, tensors being on the meta device.
+
+Control flow on sizes resolves with them, while the sizes themselves stay in the graph.
+"""
+
+from __future__ import annotations
+
+__all__ = ["WRITERS", "ValueAttribute", "ValueProxy"]
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.errors import TraceError
+
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
+"""Operators that write into their first operand."""
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows the value it would have for the example inputs, tensors being on the meta device."""
+
+    @property
+    def value(self) -> Any:
+        """The value for the example inputs."""
+        return self.node.meta["val"]
+
+    def __getattr__(self, name: str) -> Any:
+        if isinstance(self.value, Tensor):
+            if name in ("_is_param", "__torch_function__"):
+                return getattr(self.value, name, False)
+            if name in ("ndim", "is_cuda", "is_sparse", "is_quantized", "requires_grad", "layout", "is_meta"):
+                return self.tracer.runner.get(self.value, name)  # type: ignore[attr-defined]
+        elif isinstance(self.value, torch.device | torch.dtype):
+            return getattr(self.value, name)
+        return ValueAttribute(self, name)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def dim(self) -> int:
+        """The number of dimensions, which no input size changes."""
+        return int(self.value.dim())
+
+    def is_floating_point(self) -> bool:
+        """Whether the dtype is a floating-point type."""
+        return bool(self.value.is_floating_point())
+
+    def is_contiguous(self, **_: Any) -> bool:
+        """Tracing takes the contiguous branch: what follows may not rely on strides."""
+        return True
+
+    def __bool__(self) -> bool:
+        value = self.value
+        if isinstance(value, Tensor):
+            raise TraceError("the control flow depends on the values of a tensor, not on sizes alone")
+        return bool(value)
+
+    def __index__(self) -> int:
+        return operator.index(self._number())
+
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def _number(self) -> Any:
+        if isinstance(self.value, Tensor):
+            raise TraceError("a Python number is made from the values of a tensor")
+        return self.value
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def _item(self, key: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        value = self.value
+        if isinstance(value, Mapping):
+            return iter(list(value))
+        return (self._item(i) for i in range(len(value)))
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self.value
+
+    @property
+    def keys(self) -> Any:
+        """Of a dictionary, its method; of anything else, the attribute of that name."""
+        value = self.value
+        return value.keys if isinstance(value, Mapping) else ValueAttribute(self, "keys")
+
+    @property
+    def items(self) -> Any:
+        """Of a dictionary, its method, with proxies for values; of anything else, the attribute of that name."""
+        value = self.value
+        if isinstance(value, Mapping):
+            return lambda: [(key, self._item(key)) for key in value]
+        return ValueAttribute(self, "items")
+
+    @property
+    def values(self) -> Any:
+        """Of a dictionary, its method, with proxies for values; of anything else, the attribute of that name."""
+        value = self.value
+        return (
+            (lambda: [self._item(key) for key in value])
+            if isinstance(value, Mapping)
+            else ValueAttribute(self, "values")
+        )
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    """``x += y`` and its like, which write into ``x``: a view of it that was taken before sees the change."""
+    target = getattr(operator, name)
+
+    def method(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in _IN_PLACE:
+    setattr(ValueProxy, f"__{_name}__", _in_place(_name))
+
+
+class ValueAttribute(ValueProxy):
+    """An attribute of a proxy; the graph gets a node for it when it is used other than by a call."""
+
+    def __init__(self, root: ValueProxy, attr: str) -> None:
+        self.root = root
+        self.attr = attr
+        self.tracer = root.tracer
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """The node, made on first use."""
+        if self._node is None:
+            self._node = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A call of the method of that name."""
+        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)

@@ -1,0 +1,242 @@
+"""The tracer: torch.fx's own, with a value for every node, a leaf policy and a ladder.
+
+Which layers are leaves is the leaf policy; everything built of layers is traced through. By the ladder the smallest
+submodule that cannot be traced becomes one opaque node with its reason.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FAILURES", "CaptureTracer", "value_of"]
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.decompositions import DECOMPOSITIONS
+from fxprune.errors import TraceError
+from fxprune.proxies import ValueProxy
+from fxprune.shapes import MetaRunner, to_meta
+from fxprune.training import TRAINING_FLAG, Flag
+
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TraceError,
+    TypeError,
+    ValueError,
+)
+"""What the forward of a module can raise when it meets something that is not a tensor."""
+
+_CONTAINERS = (
+    nn.Sequential,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
+
+
+class CaptureTracer(fx.Tracer):
+    """The tracer: see the module's docstring.
+
+    Args:
+        model: The model to trace; needed for the names of its tensors.
+        example: Values of the placeholders by name.
+        device: The model's device.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, model: nn.Module, example: Mapping[str, Any], device: torch.device) -> None:
+        super().__init__(autowrap_modules=(math,))
+        self.runner = MetaRunner(device)
+        self.example = example
+        self.names: dict[int, str] = {}
+        self.tensors: dict[str, Tensor] = {}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self.names.setdefault(id(tensor), name)
+            self.tensors[self.names[id(tensor)]] = tensor
+        self._opaque: str | None = None
+        self.failure: tuple[str, BaseException] | None = None
+        self._constants: list[Tensor] = []
+        self._evaluating = False
+
+    # What torch.fx asks of a tracer -----------------------------------------------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy with a value."""
+        return ValueProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Lower an argument; tensors that belong to no module are kept aside, not hung into the user's model."""
+        kind = type(a)
+        if issubclass(kind, fx.Proxy):
+            return a.node
+        if kind is Flag:
+            return self._flag_node(a)
+        if isinstance(a, Tensor):
+            return self._tensor(a).node
+        if kind is torch.Size:
+            return tuple(self.create_arg(x) for x in a)
+        return super().create_arg(a)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        """Record the call, and find its value."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        node = proxy.node
+        self._evaluating = True  # a layer that runs on meta tensors is not to be traced
+        try:
+            node.meta["val"] = self._evaluate(node)
+        except FAILURES as error:
+            self._note_failure(self._where(node), error)
+            raise
+        finally:
+            self._evaluating = False
+        node.meta["source"] = _user_frame()
+        return proxy
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Torch's own layers are leaves, unless they are built of others; a subclass is one if it keeps the forward."""
+        if isinstance(m, _CONTAINERS) or type(m) in DECOMPOSITIONS:
+            return False
+        for base in type(m).__mro__:
+            if base.__module__.startswith(("torch.nn", "torch.ao.nn")):
+                return base is not nn.Module and (type(m) is base or _keeps_forward(type(m), base))
+        return isinstance(m, torch.jit.ScriptModule)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace a submodule; if that fails, take back what it recorded and make it one opaque node."""
+        if self._evaluating:
+            return forward(*args, **kwargs)
+        if self.is_leaf_module(m, ""):
+            return super().call_module(m, forward, args, kwargs)
+        last = next(iter(reversed(self.graph.nodes)))
+        stack, scope = dict(self.module_stack), (self.scope.module_path, self.scope.module_type)
+        path = self.path_of_module(m)
+        try:
+            decomposed = DECOMPOSITIONS.get(type(m))
+            if decomposed is not None:
+                return super().call_module(m, lambda *a, **k: decomposed(m, *a, **k), args, kwargs)
+            return super().call_module(m, forward, args, kwargs)
+        except FAILURES as error:
+            self._note_failure(path, error)
+            self._take_back(last)
+            self.module_stack.clear()
+            self.module_stack.update(stack)
+            self.scope.module_path, self.scope.module_type = scope
+            reason = self.failure[1] if self.failure else error
+            self._opaque = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+            try:
+                proxy = self.create_proxy("call_module", path, args, kwargs)
+            finally:
+                text, self._opaque = self._opaque, None
+            self.failure = None
+            proxy.node.meta["opaque"] = text
+            return proxy
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers that the traced code touches become ``get_attr`` nodes."""
+        if isinstance(attr_val, Tensor) and id(attr_val) in self.names and not self._evaluating:
+            return self._tensor(attr_val)
+        return attr_val
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _tensor(self, tensor: Tensor) -> ValueProxy:
+        name = self.names.get(id(tensor))
+        if name is None:
+            name = f"_constant_{len(self._constants)}"
+            self._constants.append(tensor)
+            self.names[id(tensor)] = name
+            self.tensors[name] = tensor
+        proxy: ValueProxy = self.create_proxy("get_attr", name, (), {})
+        return proxy
+
+    def _flag_node(self, flag: Flag) -> fx.Node:
+        """The one node that says whether a module is training; it stands behind the inputs."""
+        target = f"{flag.owner}.{TRAINING_FLAG}" if flag.owner else TRAINING_FLAG
+        known = self.graph.find_nodes(op="call_module", target=target)
+        if known:
+            found: fx.Node = known[0]
+            return found
+        inputs = self.graph.find_nodes(op="placeholder")
+        with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
+            node = self.graph.call_module(target)
+        node.meta["val"] = bool(flag)
+        return node
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return to_meta(self.example[self._argument(str(node.target))])
+        if node.op == "get_attr":
+            return self.runner.attribute(self.tensors[str(node.target)])
+        if node.op == "output":
+            return None
+        args = fx.node.map_arg(node.args, value_of)
+        kwargs = fx.node.map_arg(node.kwargs, value_of)
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            try:
+                return self.runner.module(module, args, kwargs)
+            except FAILURES:
+                if self._opaque is None:
+                    raise
+                return self.runner.real(module, args, kwargs)
+        if node.op == "call_method":
+            return self.runner.method(str(node.target), args, kwargs)
+        if node.target is getattr:
+            return self.runner.get(args[0], str(args[1]))
+        return self.runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
+
+    def _argument(self, target: str) -> str:
+        """The argument that a placeholder stands for; torch.fx numbers those that it bakes in."""
+        name = target.lstrip("*")
+        return name if name in self.example else name.rpartition("_")[0]
+
+    def _where(self, node: fx.Node) -> str:
+        path = self.scope.module_path or "the model itself"
+        shapes = [tuple(v.shape) for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)]
+        inputs = f" with inputs of shape {', '.join(map(str, shapes))}" if shapes else ""
+        return f"{path} ({node.op} {getattr(node.target, '__name__', node.target)}{inputs})"
+
+    def _note_failure(self, where: str, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = (where, error)
+
+    def _take_back(self, last: fx.Node) -> None:
+        while (node := next(iter(reversed(self.graph.nodes)))) is not last:
+            self.graph.erase_node(node)
+
+
+def value_of(node: fx.Node) -> Any:
+    """The value of a traced node for the example inputs; tensors are on the meta device."""
+    return node.meta["val"]
+
+
+def _keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether a subclass computes what its base does: it overrides none of the methods that torch's layers run."""
+    names = ("forward", "_conv_forward", "_check_input_dim", "__call__")
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in names)
+
+
+def _user_frame() -> str:
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/torch/" not in name and "/fxprune/" not in name and not name.startswith("<"):
+            parts = name.replace("\\", "/").split("/")
+            return f"{'/'.join(parts[-2:])}:{frame.f_lineno}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return ""
