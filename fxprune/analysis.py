@@ -6,6 +6,7 @@ __all__ = ["Refinement", "Structure", "read", "resolve"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,20 @@ class Refinement:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """The classes of one group.
+
+    Attributes:
+        units: The units of each class.
+        balance: Equations over the classes, shape ``(equations, classes)``: counts that leave all blocks of every
+            constraint equal give 0.
+    """
+
+    units: tuple[IntArray, ...]
+    balance: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Structure:
     """Units, classes and groups.
 
@@ -65,10 +80,40 @@ class Structure:
     kind: IntArray
     rects: tuple[IntArray, ...]
     members: tuple[IntArray, ...] = field(default=())
+    _classes: dict[int, Classes] = field(default_factory=dict, repr=False)
 
     def alive(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Whether each label is kept, given whether each unit is."""
         return kept[self.unit]
+
+    @cached_property
+    def pieces(self) -> dict[int, list[IntArray]]:
+        """By class, sets of its units of which one must stay: the channels of tensors that are parts of others."""
+        sizes = np.bincount(self.kind)
+        known: set[bytes] = set()
+        found: dict[int, list[IntArray]] = {}
+        for piece in self.recorder.pieces:
+            units = self.unit[piece]
+            kind = self.kind[units[0]]
+            if self.group[units[0]] < 0 or (self.kind[units] != kind).any():
+                continue
+            units = np.unique(units)
+            if len(units) < sizes[kind] and units.tobytes() not in known:  # of a whole class, one stays anyway
+                known.add(units.tobytes())
+                found.setdefault(int(kind), []).append(units)
+        return found
+
+    def classes(self, group: int) -> Classes:
+        """The classes of a group."""
+        if group not in self._classes:
+            members = self.members[group]
+            kinds, index = np.unique(self.kind[members], return_inverse=True)
+            if len(kinds) == 1:
+                self._classes[group] = Classes((members,), np.zeros((0, 1)))
+            else:
+                units = tuple(members[index == number] for number in range(len(kinds)))
+                self._classes[group] = Classes(units, _balance(self, kinds, np.bincount(index), group))
+        return self._classes[group]
 
     def escalate(self, labels: IntArray, node: str, place: str) -> Refinement:
         """Answer a conflict: first tell pieces apart, then give up choices of single blocks, then freeze."""
@@ -97,6 +142,19 @@ class Structure:
         label = np.zeros(self.units, dtype=np.int64)
         label[self.unit[::-1]] = np.arange(len(self.unit))[::-1]
         return label[units].reshape(-1)
+
+
+def _balance(structure: Structure, kinds: IntArray, sizes: IntArray, group: int) -> NDArray[np.float64]:
+    """One row for each block but the first: its share of every class, less that of the first."""
+    rows: list[NDArray[np.float64]] = [np.zeros((0, len(kinds)))]
+    for blocks in structure.rects:
+        inside = structure.group[blocks] == group
+        if not inside.any():
+            continue
+        position = np.searchsorted(kinds, structure.kind[blocks]) + len(kinds) * np.arange(len(blocks))[:, None]
+        share = np.bincount(position[inside], minlength=len(blocks) * len(kinds)).reshape(len(blocks), -1)
+        rows.append((share[1:] - share[:1]) / sizes)
+    return np.concatenate(rows)
 
 
 def read(gm: fx.GraphModule) -> Recorder:

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import patched, unchanged
+from fxprune.nested import leaves, map_nested
 from fxprune.proxies import WRITERS
 from fxprune.tracer import FAILURES, CaptureTracer, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
@@ -173,16 +173,14 @@ def _has_effect(node: fx.Node, model: nn.Module) -> bool:
 
 
 def _holds_tensor(value: Any) -> bool:
-    found: list[bool] = []
-    tree_map(lambda v: found.append(True) if isinstance(v, Tensor) else None, value)
-    return bool(found)
+    return any(isinstance(leaf, Tensor) for leaf in leaves(value))
 
 
 def _describe(example: Mapping[str, Any]) -> str:
     def shape(value: Any) -> Any:
         return _Shown(f"tensor{list(value.shape)}") if isinstance(value, Tensor) else value
 
-    return ", ".join(f"{name}: {tree_map(shape, value)!r}" for name, value in example.items())
+    return ", ".join(f"{name}: {map_nested(shape, value)!r}" for name, value in example.items())
 
 
 class _Shown(str):

@@ -22,6 +22,10 @@ Criterion: TypeAlias = str | Callable[[ChannelGroup], Tensor | Sequence[float]]
 """The name of a criterion, or a function that gives a group's units one score each, in the order of the channels."""
 
 
+_PIECE = 1 << 17
+"""Elements that are squared at a time on a CPU: half a megabyte in float32."""
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise WeightError, naming the tensor, if it holds NaN or Inf."""
     finite = torch.isfinite(tensor)
@@ -35,18 +39,39 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def squared_norms(tensor: Tensor, axis: Axis) -> FloatArray:
     """The squared L2 norm of a weight's slice for each channel of an axis; shape ``(axis_length,)``."""
-    squares = tensor.detach()
-    squares = squares.square() if squares.dtype in (torch.float32, torch.float64) else squares.float().square()
+    weight = tensor.detach()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
     if axis.dim == 0:
-        sums = squares.reshape(squares.shape[0], -1).sum(1)
+        others = tuple(range(1, weight.dim())) or None
+        norms = torch.linalg.vector_norm(weight if others else weight[:, None], dim=others or 1, dtype=dtype)
+        sums = norms.double().square()
     else:
-        # Sums over rows are products with a vector of ones: several times faster than a reduction over strided memory.
-        rows = squares.shape[0] // axis.groups
-        ones = squares.new_ones(1, rows)
-        columns = torch.matmul(ones, squares.reshape(axis.groups, rows, -1))
-        sums = columns.reshape(axis_length(tensor, axis), -1).sum(1)
-    result: FloatArray = sums.double().cpu().numpy()
+        blocks = weight.reshape(axis.groups, weight.shape[0] // axis.groups, -1)
+        sums = _column_sums(blocks, dtype).reshape(axis_length(tensor, axis), -1).sum(1).double()
+    result: FloatArray = sums.cpu().numpy()
     return result
+
+
+def _column_sums(blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squares summed over dimension 1 of three, a piece at a time: what fits into the cache is squared there.
+
+    The sum is a product with a vector of ones, which is several times faster than a reduction over strided memory.
+    """
+    groups, rows, columns = blocks.shape
+    many = max(1, _PIECE // columns) if blocks.device.type == "cpu" else groups * rows
+    if groups > 1:
+        ones = blocks.new_ones(1, rows, dtype=dtype)
+        parts = torch.split(blocks, max(1, many // rows))
+        return torch.cat([torch.matmul(ones, part.to(dtype).square()) for part in parts])
+    total = blocks.new_zeros(1, columns, dtype=dtype)
+    square = blocks.new_empty(min(many, rows), columns, dtype=dtype)
+    ones = blocks.new_ones(1, rows, dtype=dtype)
+    for part in torch.split(blocks[0], many):
+        buffer = square[: len(part)]
+        part = part.to(dtype)
+        torch.mul(part, part, out=buffer)
+        total.addmm_(ones[:, : len(part)], buffer)
+    return total
 
 
 def _norms(structure: Structure, role: str) -> tuple[FloatArray, FloatArray]:

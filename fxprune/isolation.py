@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["patched", "unchanged"]
 
 import builtins
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
@@ -14,8 +15,8 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
-from torch.utils._pytree import tree_map
 
+from fxprune.nested import leaves
 from fxprune.proxies import ValueAttribute, ValueProxy
 from fxprune.tracer import CaptureTracer
 from fxprune.training import Flag
@@ -35,6 +36,8 @@ _FACTORIES = (
     "zeros",
 )
 
+_PLAIN = frozenset((bool, int, float, str, tuple, set, type(None), Tensor, nn.Parameter, torch.Size, torch.dtype))
+
 
 @contextmanager
 def unchanged(model: nn.Module, tracer: CaptureTracer) -> Iterator[None]:
@@ -48,16 +51,17 @@ def unchanged(model: nn.Module, tracer: CaptureTracer) -> Iterator[None]:
     pending: list[Any] = [model]
     while pending:
         thing = pending.pop()
-        if id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType | Tensor | fx.Graph):
+        kind = type(thing)
+        if kind in _PLAIN or id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType | fx.Graph):
             continue
         seen.add(id(thing))
-        if isinstance(thing, list):
+        if issubclass(kind, list):
             lists.append((thing, list(thing)))
             pending += thing
-        elif isinstance(thing, dict):
+        elif issubclass(kind, dict):
             saved.append((thing, dict(thing)))
             pending += thing.values()
-        elif hasattr(thing, "__dict__"):
+        elif not issubclass(kind, Tensor) and hasattr(thing, "__dict__"):
             saved.append((vars(thing), dict(vars(thing))))
             pending += vars(thing).values()
     try:
@@ -67,7 +71,7 @@ def unchanged(model: nn.Module, tracer: CaptureTracer) -> Iterator[None]:
         yield
     finally:
         for now, before in saved:
-            if now.keys() != before.keys() or any(now[key] is not value for key, value in before.items()):
+            if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):
                 now.clear()
                 now.update(before)
         for current, earlier in lists:
@@ -94,9 +98,7 @@ def _recorded(tracer: CaptureTracer, function: Callable[..., Any]) -> Callable[.
     """The function itself, or a node in the graph where an argument is a proxy that torch would turn into a number."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        found: list[bool] = []
-        tree_map(lambda v: found.append(True) if issubclass(type(v), fx.Proxy) else None, (args, kwargs))
-        if found:
+        if any(issubclass(type(leaf), fx.Proxy) for leaf in leaves((args, kwargs))):
             return tracer.create_proxy("call_function", function, args, kwargs)
         return function(*args, **kwargs)
 
@@ -109,9 +111,10 @@ def patched(tracer: CaptureTracer) -> Iterator[None]:
     with ExitStack() as stack:
         for name in _FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, _recorded(tracer, getattr(torch, name))))
-        stack.enter_context(mock.patch.object(builtins, "isinstance", _is_instance))
-        for name in ("max", "min"):
-            stack.enter_context(mock.patch.object(builtins, name, _recorded(tracer, getattr(builtins, name))))
+        for name in ("isinstance", "max", "min"):
+            tracer.originals[name] = original = getattr(builtins, name)
+            patch = _is_instance if name == "isinstance" else _recorded(tracer, original)
+            stack.enter_context(mock.patch.object(builtins, name, patch))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
         yield

@@ -7,7 +7,7 @@ that a plan keeps and checks, at every step that the first wrote down, that the 
 
 from __future__ import annotations
 
-__all__ = ["Axis", "Call", "Declined", "Reading", "Use", "axis_length", "fold", "labels_in"]
+__all__ = ["Axis", "Call", "Declined", "Reading", "Use", "axis_length", "labels_in"]
 
 import inspect
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
+from fxprune.nested import leaves, map_nested
 from fxprune.rules.table import RULES, Rule
 from fxprune.shapes import MetaRunner
 
@@ -89,18 +89,7 @@ def axis_length(tensor: Tensor, axis: Axis) -> int:
 
 def labels_in(value: Any) -> list[Labels]:
     """All labels in a nested value."""
-    found: list[Labels] = []
-    tree_map(lambda v: found.append(v) if isinstance(v, Labels) else None, value, is_leaf=_is_labels)
-    return found
-
-
-def _is_labels(value: Any) -> bool:
-    return isinstance(value, Labels)
-
-
-def fold(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply a function to every leaf of a nested value."""
-    return tree_map(function, value, is_leaf=_is_labels)
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Labels)]
 
 
 class Reading(ABC):
@@ -146,7 +135,7 @@ class Reading(ABC):
         args = self.arguments(node.args)
         kwargs = self.arguments(node.kwargs)
         if node.op == "output":
-            args = fold(self.labelled, args)
+            args = map_nested(self.labelled, args)
             for labels in labels_in(args):
                 self.freeze_all(labels, "it is an output of the network")
             return args
@@ -160,11 +149,11 @@ class Reading(ABC):
         else:
             rule = RULES.get(node.target)
         if rule is None or not rule.weights:
-            args, kwargs = fold(self.labelled, args), fold(self.labelled, kwargs)
+            args, kwargs = map_nested(self.labelled, args), map_nested(self.labelled, kwargs)
         if rule is None:
             return self.without_labels(args, kwargs)
         try:
-            if any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
+            if _has_tensor(node.meta["val"]):
                 args, kwargs = self.numbers(rule, args, kwargs)
             return rule.function(self, *args, **kwargs)
         except Declined as declined:
@@ -173,9 +162,12 @@ class Reading(ABC):
     @staticmethod
     def _module_rule(module: nn.Module) -> Rule | None:
         """The rule of a layer's class, or of the nearest base whose forward it keeps; never of a parametrized layer."""
-        kind = type(module)
-        if nn.utils.parametrize.is_parametrized(module) or module._forward_hooks or module._forward_pre_hooks:
+        if module._forward_hooks or module._forward_pre_hooks or nn.utils.parametrize.is_parametrized(module):
             return None
+        kind = type(module)
+        rule = RULES.get(kind)
+        if rule is not None:
+            return rule
         for base in kind.__mro__:
             rule = RULES.get(base)
             if rule is not None:
@@ -187,11 +179,11 @@ class Reading(ABC):
         """The answer for a call without rule or labelled argument: a number, a new tensor, an opaque operator."""
         node = self.node
         if not labels_in((args, kwargs)):
-            if not any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
+            if not _has_tensor(node.meta["val"]):
                 return self._number(node, args, kwargs)
             args, kwargs = self.numbers(None, args, kwargs)
             return self.unlabelled(node.meta["val"], self.reason("its size is set by the model's code"))
-        if not any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
+        if not _has_tensor(node.meta["val"]):
             return self._number(node, args, kwargs)
         args, kwargs = self.numbers(None, args, kwargs)
         name = str(getattr(node.target, "__name__", node.target))
@@ -206,7 +198,7 @@ class Reading(ABC):
 
     def _number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A Python number, shape or flag: run the call itself on tensors of the shapes being read."""
-        args, kwargs = fold(_stand_in, args), fold(_stand_in, kwargs)
+        args, kwargs = map_nested(_stand_in, args), map_nested(_stand_in, kwargs)
         try:
             if node.op == "call_method":
                 return self._runner.method(str(node.target), args, kwargs)
@@ -230,7 +222,7 @@ class Reading(ABC):
 
     def unlabelled(self, value: Any, why: Reason | None) -> Any:
         """Labels without layers for a traced value; numbers stay numbers."""
-        return fold(lambda v: Labels(tuple(v.shape), (), why) if isinstance(v, Tensor) else v, value)
+        return map_nested(lambda v: Labels(tuple(v.shape), (), why) if isinstance(v, Tensor) else v, value)
 
     def opaque(self, text: str, args: Any, kwargs: Any) -> Any:
         """The answer for what has no rule: everything that goes in is frozen, what comes out has no labels."""
@@ -387,10 +379,8 @@ class Reading(ABC):
         """The called layer's attribute ``name`` says how many channels ``labels`` are."""
 
 
-def _leaves(value: Any) -> list[Any]:
-    found: list[Any] = []
-    tree_map(found.append, value)
-    return found
+def _has_tensor(value: Any) -> bool:
+    return type(value) is Tensor or any(isinstance(leaf, Tensor) for leaf in leaves(value))
 
 
 def _stand_in(value: Any) -> Any:

@@ -136,13 +136,18 @@ class Recorder(Reading):
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
         self._canonical: dict[int, str] = {}
+        self._names: dict[str, str] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _note(self, record: Any) -> None:
         self.log[self.node.name].append(record)
 
     def canonical(self, name: str) -> str:
         """Shared parameters have one name: that under which they are met first."""
-        return self._canonical.setdefault(id(self.original(name)), name)
+        known = self._names.get(name)
+        if known is None:
+            known = self._names[name] = self._canonical.setdefault(id(self.original(name)), name)
+        return known
 
     def canonical_of(self, name: str) -> str:
         """The canonical name of a tensor of the recorded module."""
@@ -150,7 +155,10 @@ class Recorder(Reading):
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor in the recorded module."""
-        return tuple(self.original(name).shape)
+        shape = self._shapes.get(name)
+        if shape is None:
+            shape = self._shapes[name] = tuple(self.original(name).shape)
+        return shape
 
     def by_alias(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Values by canonical name, under every name that the tensors have."""

@@ -8,14 +8,20 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture import conform
 from fxprune.errors import ArgumentError
+from fxprune.labels import IntArray
 from fxprune.plan import TensorCut
 
 _IMMUTABLE = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, torch.device, torch.memory_format)
+
+
+_PIECE = 1 << 17
+"""Elements that are gathered at a time on a CPU: half a megabyte in float32."""
 
 
 def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
@@ -89,10 +95,43 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     with torch.no_grad():
         if groups > 1:
             result = _cut_blocks(result, plan, groups)
-        else:
-            for axis, index in sorted(plan.axes, key=lambda pair: pair[0].dim):
-                result = result.index_select(axis.dim, torch.from_numpy(index).to(result.device))
+        elif plan.axes:
+            result = _select(result, {axis.dim: index for axis, index in plan.axes})
     return _in_format_of(tensor, result)
+
+
+def _select(tensor: Tensor, kept: Mapping[int, IntArray]) -> Tensor:
+    """Indices of several dimensions; what lies between one selection and the next stays in the cache."""
+    last = max(kept)
+    run = _run(kept[last], tensor.shape[last])
+    if run > 1 and tensor.is_contiguous():  # copied run by run, as behind a flatten
+        whole = tensor.reshape(*tensor.shape[:last], -1, run, *tensor.shape[last + 1 :])
+        return _select(whole, {**kept, last: kept[last][::run] // run}).flatten(last, last + 1)
+    indices = {dim: torch.from_numpy(kept[dim]).to(tensor.device) for dim in sorted(kept)}
+    dims = list(indices)
+    size = tensor[0].numel()
+    if len(dims) == 1 or dims[0] != 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        for dim, index in indices.items():
+            tensor = tensor.index_select(dim, index)
+        return tensor
+    shape = [len(indices[dim]) if dim in indices else size for dim, size in enumerate(tensor.shape)]
+    result = tensor.new_empty(shape)
+    many = max(1, _PIECE // max(1, size))
+    buffer = tensor.new_empty((min(many, shape[0]), *tensor.shape[1:]))  # new memory for each piece would cost the most
+    start = 0
+    for rows in torch.split(indices[0], many):
+        part = torch.index_select(tensor, 0, rows, out=buffer[: len(rows)])
+        for dim in dims[1:-1]:
+            part = part.index_select(dim, indices[dim])
+        torch.index_select(part, dims[-1], indices[dims[-1]], out=result[start : start + len(rows)])
+        start += len(rows)
+    return result
+
+
+def _run(index: IntArray, size: int) -> int:
+    """The length of the runs that an index consists of: whole blocks of neighbours, each where such a block begins."""
+    starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)
+    return int(np.gcd.reduce(np.concatenate([starts, index[starts], [len(index), size]])))
 
 
 def _cut_blocks(tensor: Tensor, plan: TensorCut, groups: int) -> Tensor:

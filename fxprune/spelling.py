@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.labels import Labels
-from fxprune.reading import fold
+from fxprune.nested import leaves
 from fxprune.recorder import Moved
 
 Shape = tuple[int, ...]
@@ -79,9 +79,7 @@ def _layer_sizes(record: Moved, alive: NDArray[np.bool_]) -> list[dict[int, int]
 
 def labels_free(value: Any) -> bool:
     """Whether a nested value holds numbers only."""
-    found: list[bool] = []
-    fold(lambda v: found.append(True) if isinstance(v, Labels | Tensor) else None, value)
-    return not found
+    return not any(isinstance(leaf, Labels | Tensor) for leaf in leaves(value))
 
 
 def merge(raw: Any, old: Any, new: Any) -> Any:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 __all__ = ["FAILURES", "CaptureTracer", "value_of"]
 
+import builtins
 import math
+import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -53,6 +58,9 @@ class CaptureTracer(fx.Tracer):
         model: The model to trace; needed for the names of its tensors.
         example: Values of the placeholders by name.
         device: The model's device.
+
+    Attributes:
+        originals: Python's own functions that are patched while the user's code runs, by name.
     """
 
     proxy_buffer_attributes = True
@@ -61,6 +69,7 @@ class CaptureTracer(fx.Tracer):
         super().__init__(autowrap_modules=(math,))
         self.runner = MetaRunner(device)
         self.example = example
+        self._modules = dict(model.named_modules(remove_duplicate=False))
         self.names: dict[int, str] = {}
         self.tensors: dict[str, Tensor] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -70,6 +79,7 @@ class CaptureTracer(fx.Tracer):
         self.failure: tuple[str, BaseException] | None = None
         self._constants: list[Tensor] = []
         self._evaluating = False
+        self.originals: dict[str, Any] = {}
 
     # What torch.fx asks of a tracer -----------------------------------------------------------------------------------
 
@@ -92,16 +102,17 @@ class CaptureTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         """Record the call, and find its value."""
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        node = proxy.node
-        self._evaluating = True  # a layer that runs on meta tensors is not to be traced
-        try:
-            node.meta["val"] = self._evaluate(node)
-        except FAILURES as error:
-            self._note_failure(self._where(node), error)
-            raise
-        finally:
-            self._evaluating = False
+        with self._unpatched():
+            proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+            node = proxy.node
+            self._evaluating = True  # a layer that runs on meta tensors is not to be traced
+            try:
+                node.meta["val"] = self._evaluate(node)
+            except FAILURES as error:
+                self._note_failure(self._where(node), error)
+                raise
+            finally:
+                self._evaluating = False
         node.meta["source"] = _user_frame()
         return proxy
 
@@ -152,6 +163,18 @@ class CaptureTracer(fx.Tracer):
 
     # ------------------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _unpatched(self) -> Iterator[None]:
+        """Python's own functions, where there is none of the user's code that they could mislead."""
+        patches = {name: getattr(builtins, name) for name in self.originals}
+        for name, function in self.originals.items():
+            setattr(builtins, name, function)
+        try:
+            yield
+        finally:
+            for name, function in patches.items():
+                setattr(builtins, name, function)
+
     def _tensor(self, tensor: Tensor) -> ValueProxy:
         name = self.names.get(id(tensor))
         if name is None:
@@ -185,7 +208,7 @@ class CaptureTracer(fx.Tracer):
         args = fx.node.map_arg(node.args, value_of)
         kwargs = fx.node.map_arg(node.kwargs, value_of)
         if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
+            module = self._modules[str(node.target)]
             try:
                 return self.runner.module(module, args, kwargs)
             except FAILURES:
@@ -229,14 +252,20 @@ def _keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
     return all(getattr(kind, name, None) is getattr(base, name, None) for name in names)
 
 
+_OURS = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
+
+
+@cache
+def _shown(file: str) -> str:
+    """A source file's name for a message; empty for those of torch and of this package."""
+    return "" if file.startswith((*_OURS, "<")) else "/".join(Path(file).parts[-2:])
+
+
 def _user_frame() -> str:
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if "/torch/" not in name and "/fxprune/" not in name and not name.startswith("<"):
-            parts = name.replace("\\", "/").split("/")
-            return f"{'/'.join(parts[-2:])}:{frame.f_lineno}"
-        if frame.f_back is None:
-            break
+        name = _shown(frame.f_code.co_filename)
+        if name:
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
-from torch.utils._pytree import tree_map
 
 from fxprune.errors import ArgumentError
 from fxprune.labels import Labels
+from fxprune.nested import map_nested
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
@@ -101,7 +101,7 @@ def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
 
     for node in result.graph.nodes:
         old = node.meta["val"]
-        new = tree_map(as_value, replay.values[node], is_leaf=lambda v: isinstance(v, Labels))
+        new = map_nested(as_value, replay.values[node])
         if node.op == "get_attr":
             new = to_meta(replay.original(str(node.target)))
         if isinstance(old, Tensor) and isinstance(new, Tensor):

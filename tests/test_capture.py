@@ -137,10 +137,7 @@ def test_len_and_int_stay_symbolic(function: Callable[[Any, Any], Any]) -> None:
         lambda s, y: y * round(y.shape[1] / 3),
         lambda s, y: y * divmod(y.shape[1], 3)[0],
         lambda s, y: y * torch.as_tensor(y.shape[1]),
-        pytest.param(
-            lambda s, y: y / y.shape.numel(),
-            marks=pytest.mark.xfail(strict=True, raises=TraceError, reason="a shape is a plain tuple"),
-        ),
+        lambda s, y: y / y.shape.numel(),
     ],
 )
 def test_numbers_and_shapes_are_what_they_are(function: Callable[[Any, Any], Any]) -> None:

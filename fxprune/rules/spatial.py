@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.labels import Labels
-from fxprune.reading import Declined, Reading, fold
+from fxprune.nested import map_nested
+from fxprune.reading import Declined, Reading
 from fxprune.rules.algebra import sum_over
 from fxprune.rules.elementwise import meet_all
 from fxprune.rules.table import rule
@@ -25,7 +26,9 @@ def _local(ctx: Reading, x: Labels, spatial: int) -> Any:
     for layer in x.on(range(first, len(x.full))):
         ctx.freeze(layer.tensor, _TEXT)
     kept = tuple(x.off(range(first, len(x.full))))
-    return fold(lambda v: Labels(tuple(v.shape), kept, x.why) if isinstance(v, Tensor) else v, ctx.node.meta["val"])
+    return map_nested(
+        lambda v: Labels(tuple(v.shape), kept, x.why) if isinstance(v, Tensor) else v, ctx.node.meta["val"]
+    )
 
 
 _POOLS = ("MaxPool{}d", "AvgPool{}d", "LPPool{}d", "AdaptiveAvgPool{}d", "AdaptiveMaxPool{}d", "FractionalMaxPool{}d")
@@ -149,4 +152,4 @@ def statistic(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
             ctx.freeze(layer.tensor, "the index of a channel is used")
     ctx.inexact(input.on(dims), dims, "a statistic over channels")
     result = sum_over(ctx, input, dims, len(first.shape) == len(input.full))
-    return fold(lambda v: result if isinstance(v, Tensor) else v, outs)
+    return map_nested(lambda v: result if isinstance(v, Tensor) else v, outs)
