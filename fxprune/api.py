@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
-from fxprune.errors import TraceError, UnknownNameError, nearest_names
-from fxprune.planning import Ratio, plan_channels
+from fxprune.errors import ArgumentTypeError, TraceError, UnknownNameError, nearest_names
+from fxprune.planning import plan_channels
+from fxprune.ratios import Ratio
 
 
 def prune_channels(
@@ -67,6 +68,9 @@ class _Reached(BaseException):
 
 def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Module, Mapping[str, Any]]:
     """A submodule and the inputs that it gets for the example, from a run in evaluation mode up to there."""
+    if not isinstance(model, nn.Module) or not isinstance(name, str):
+        kinds = f"a {type(model).__name__} and a {type(name).__name__}"
+        raise ArgumentTypeError(f"submodule= needs an nn.Module and the name of one of its parts, not {kinds}")
     modules = dict(model.named_modules())
     if name not in modules or not name:
         raise UnknownNameError(f"no submodule '{name}'; {nearest_names(name, [n for n in modules if n])}")

@@ -109,7 +109,9 @@ class DependencyGraph:
         return tuple(g for g in self.groups if layer in g.producers or layer in g.followers)
 
     def check_layer(self, layer: str) -> None:
-        """Raise UnknownNameError unless the layer is known."""
+        """Raise UnknownNameError unless the layer is known, and ArgumentTypeError if it is no name at all."""
+        if not isinstance(layer, str):
+            raise ArgumentTypeError(f"a layer's name must be a string, not {layer!r} of type {type(layer).__name__}")
         if layer not in self.layers:
             raise UnknownNameError(
                 f"no layer '{layer}' with channels in the network; {nearest_names(layer, self.layers)}"
