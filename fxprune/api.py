@@ -29,6 +29,7 @@ def prune_channels(
     exclude: Iterable[str] = (),
     round_to: int = 1,
     submodule: str | None = None,
+    heads: bool = False,
 ) -> nn.Module:
     """Trace a model, plan, and rewrite.
 
@@ -42,6 +43,7 @@ def prune_channels(
         round_to: Round kept channels up to a multiple of this.
         submodule: Name of one part, such as ``"backbone"``, to prune in place of the whole; names in ``ratio`` and
             ``exclude`` are then relative to it. What goes in and out of the part keeps its shape.
+        heads: Remove whole heads of attentions in place of dimensions of every head.
 
     Returns:
         A new ``torch.fx.GraphModule`` with fewer channels; with ``submodule``, a copy of the model in which that part
@@ -56,10 +58,10 @@ def prune_channels(
     """
     if submodule is not None:
         part, inputs = _part(model, example_inputs, submodule)
-        small = prune_channels(part, inputs, ratio, criterion, scope, exclude, round_to)
+        small = prune_channels(part, inputs, ratio, criterion, scope, exclude, round_to, heads=heads)
         return copy.deepcopy(model, {id(part): small})
     deps = DependencyGraph.from_model(model, example_inputs)
-    return plan_channels(deps, ratio, criterion, scope, exclude, round_to).apply(model)
+    return plan_channels(deps, ratio, criterion, scope, exclude, round_to, heads).apply(model)
 
 
 class _Reached(BaseException):

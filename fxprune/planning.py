@@ -32,6 +32,7 @@ def plan_channels(
     scope: str = "group",
     exclude: Iterable[str] = (),
     round_to: int = 1,
+    heads: bool = False,
 ) -> ChannelPlan:
     """Choose the channels that stay.
 
@@ -46,6 +47,8 @@ def plan_channels(
             each score divided by the mean of its group, and removes the ratio of all.
         exclude: Names of layers whose output channels all stay.
         round_to: Round the channels that a group keeps up to a multiple of this.
+        heads: Remove whole heads of attentions, each as one unit, in place of dimensions of every head; as if ``deps``
+            were :meth:`DependencyGraph.whole_heads` of it.
 
     Returns:
         The plan. A group of n units keeps ``int(round(n * (1 - ratio)))``, never fewer than 1; groups whose blocks
@@ -64,6 +67,8 @@ def plan_channels(
     if scope not in ("group", "global"):
         raise ArgumentError(f"scope is {scope!r}; it must be 'group' or 'global'")
     round_to = whole_number(round_to, "round_to")
+    if heads:
+        deps = deps.whole_heads()
     wanted = wanted_ratios(deps, ratio, exclude)
     if len(wanted.excluded) >= deps.structure.groups:
         raise NothingToPruneError(_nothing(deps, wanted))
@@ -80,7 +85,7 @@ def plan_channels(
             place = conflict.place
             structure = _refined(structure, conflict)
             wanted = wanted.carried(deps.structure, structure)
-            deps = _with_structure(deps, structure)
+            deps = deps.refined(structure)
             wanted.check(deps)
             if not structure.groups:
                 raise NothingToPruneError(_nothing(deps, wanted)) from conflict
@@ -113,7 +118,7 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
     check_graph(deps, "plan_sorting")
     refinement = replace(deps.structure.refinement, pieces=True, order=True)
     structure = resolve(deps.structure.recorder, refinement)
-    deps = _with_structure(deps, structure)
+    deps = deps.refined(structure)
     kept = np.ones(structure.units, dtype=bool)
     place = ""
     for _ in range(_ATTEMPTS):
@@ -125,7 +130,7 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
         except Conflict as conflict:
             place = conflict.place
             structure = _refined(structure, conflict)
-            deps = _with_structure(deps, structure)
+            deps = deps.refined(structure)
             kept = np.ones(structure.units, dtype=bool)
     raise InternalError(f"no order could be carried out: {place}")
 
@@ -159,13 +164,6 @@ def _permutation(structure: Structure, scores: FloatArray) -> IntArray:
 
 def _refined(structure: Structure, conflict: Conflict) -> Structure:
     return resolve(structure.recorder, structure.escalate(conflict.labels, conflict.node, conflict.place))
-
-
-def _with_structure(deps: DependencyGraph, structure: Structure) -> DependencyGraph:
-    """The same graph with a refined structure."""
-    refined = object.__new__(DependencyGraph)
-    refined.gm, refined.structure = deps.gm, structure
-    return refined
 
 
 def _keep(
