@@ -69,6 +69,7 @@ class Structure:
         groups: How many groups there are, in the order of their first producer.
         kind: The class of each unit: units of one class can stand in for one another.
         rects: Unit by block and position of every rectangular constraint that matters; shape ``(blocks, size)``.
+        derived: Ties and freezes that follow from the others and from what must stay rectangular.
     """
 
     recorder: Recorder
@@ -79,6 +80,7 @@ class Structure:
     groups: int
     kind: IntArray
     rects: tuple[IntArray, ...]
+    derived: tuple[Tie | Freeze, ...]
     members: tuple[IntArray, ...] = field(default=())
     _classes: dict[int, Classes] = field(default_factory=dict, repr=False)
 
@@ -186,63 +188,73 @@ def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
     Returns:
         The structure.
     """
-    ties = [(t.a, t.b) for t in (*recorder.ties, *refinement.ties)]
-    for freeze in (*recorder.freezes, *refinement.freezes):
-        ties.append((np.zeros_like(freeze.labels), freeze.labels))
+    given: list[Tie | Freeze] = [*recorder.ties, *refinement.ties, *recorder.freezes, *refinement.freezes]
+    ties = [_pair(constraint) for constraint in given]
+    derived: list[Tie | Freeze] = []
     unit, units = _components(recorder.count, ties)
     while True:
         group = _by_producer(recorder, unit, units)
         rects: list[IntArray] = []
-        more = [tie for cover in recorder.covers for tie in _settle_uniform(cover, unit)]
+        more = [constraint for cover in recorder.covers for constraint in _settle_uniform(cover, unit)]
         if not more:
             rects, more = _settle_rects(recorder.rects, unit, group)
         if not more:
             more = _settle_lines(recorder.covers, unit, rects)
         if not more:  # last, as what stands for a line may only be held when the line is known to stay one
-            more = [tie for cover in recorder.covers for tie in _hold_parents(cover, unit)]
+            more = [constraint for cover in recorder.covers for constraint in _hold_parents(cover, unit)]
         if not more:
             break
-        ties += more
+        derived += more
+        ties += [_pair(constraint) for constraint in more]
         unit, units = _components(recorder.count, ties)
     group, kind = _couple(recorder, unit, units, group, rects, refinement)
     count = int(group.max()) + 1 if group.size else 0
     order = np.argsort(group, kind="stable")
     members = tuple(np.split(order, np.searchsorted(group[order], np.arange(count)))[1:]) if count else ()
-    return Structure(recorder, refinement, unit, units, group, count, kind, tuple(rects), members)
+    return Structure(recorder, refinement, unit, units, group, count, kind, tuple(rects), tuple(derived), members)
 
 
-def _settle_uniform(cover: Cover, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
+def _pair(constraint: Tie | Freeze) -> tuple[IntArray, IntArray]:
+    """Labels that are held together; what is frozen goes with label 0."""
+    if isinstance(constraint, Tie):
+        return constraint.a, constraint.b
+    return np.zeros_like(constraint.labels), constraint.labels
+
+
+def _settle_uniform(cover: Cover, unit: IntArray) -> list[Tie | Freeze]:
     """What stands for a line of one unit goes with it; a position that stays holds it."""
     lines = unit[cover.child]
     owners = np.zeros(len(lines), dtype=np.int64) if cover.parent is None else cover.parent
     differs = (lines == lines[:, :1]).all(axis=1) & (unit[owners] != lines[:, 0])
-    return [(owners[differs], cover.child[differs, 0])] if differs.any() else []
+    if not differs.any():
+        return []
+    if cover.parent is None:
+        return [Freeze(cover.child[differs, 0], Reason(cover.text, cover.node))]
+    return [Tie(owners[differs], cover.child[differs, 0], cover.node)]
 
 
-def _hold_parents(cover: Cover, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
+def _hold_parents(cover: Cover, unit: IntArray) -> list[Tie | Freeze]:
     """What stands for a line of several units stays, as some of them do."""
     if cover.parent is None:
         return []
     lines = unit[cover.child]
     held = cover.parent[(lines != lines[:, :1]).any(axis=1) & (unit[cover.parent] != 0)]
-    return [(np.zeros_like(held), held)] if held.size else []
+    return [Freeze(held, Reason(cover.text, cover.node))] if held.size else []
 
 
-def _settle_lines(
-    covers: Sequence[Cover], unit: IntArray, rects: Sequence[IntArray]
-) -> list[tuple[IntArray, IntArray]]:
+def _settle_lines(covers: Sequence[Cover], unit: IntArray, rects: Sequence[IntArray]) -> list[Tie | Freeze]:
     """Lines that something stands for stay lines: either they are blocks of a constraint, or they go as a whole."""
     if not rects:
         return []
     weight = np.random.default_rng(_HASHES).integers(1, 2**63, int(unit.max()) + 1, dtype=np.uint64)
     blocks = {int(number) for rect in rects for number in weight[rect].sum(axis=1)}
-    more = []
+    more: list[Tie | Freeze] = []
     for cover in covers:
         lines = unit[cover.child]
         if len(lines) < 2 or (lines == lines[:, :1]).all():
             continue
         if not blocks.issuperset(weight[lines].sum(axis=1).tolist()):
-            more.append((np.repeat(cover.child[:, 0], lines.shape[1]), cover.child.reshape(-1)))
+            more.append(Tie(np.repeat(cover.child[:, 0], lines.shape[1]), cover.child.reshape(-1), cover.node))
     return more
 
 
@@ -280,15 +292,13 @@ def _renumber(group: IntArray, first: IntArray) -> IntArray:
     return result
 
 
-def _settle_rects(
-    rects: Sequence[Rect], unit: IntArray, group: IntArray
-) -> tuple[list[IntArray], list[tuple[IntArray, IntArray]]]:
+def _settle_rects(rects: Sequence[Rect], unit: IntArray, group: IntArray) -> tuple[list[IntArray], list[Tie | Freeze]]:
     """The constraints left between units, as blocks that keep equally many; and ties where none works."""
     settled: list[IntArray] = []
     known: set[tuple[tuple[int, ...], bytes]] = set()
     signature = np.zeros(len(group), dtype=np.uint64)
     rng = np.random.default_rng(_HASHES)
-    more: list[tuple[IntArray, IntArray]] = []
+    more: list[Tie | Freeze] = []
     for rect in rects:
         lines: IntArray = unit[rect.labels]
         free = rect.free
@@ -301,7 +311,8 @@ def _settle_rects(
                 free = None if free is None or free == dim else free - (free > dim)
         if whole and lines.size > 1:  # a block of one unit could only lose all that it has
             loose = np.unique(rect.labels[unit[rect.labels] > 0])
-            more += [(np.zeros_like(loose), loose)] if loose.size else []
+            text = "its channels lie in blocks of one, and every block must keep equally many"
+            more += [Freeze(loose, Reason(text, rect.node))] if loose.size else []
             continue
         if lines.ndim < 2 or (group[lines] < 0).all():
             continue
@@ -317,7 +328,8 @@ def _settle_rects(
         fixed = (group[blocks] < 0).sum(axis=1)
         if (fixed != fixed[0]).any():
             loose = np.unique(rect.labels[group[unit[rect.labels]] >= 0])
-            more.append((np.zeros_like(loose), loose))
+            text = "its channels lie in blocks of which some hold more channels that stay than others"
+            more.append(Freeze(loose, Reason(text, rect.node)))
             continue
         settled.append(blocks)
         for row in blocks:

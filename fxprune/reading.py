@@ -334,6 +334,10 @@ class Reading(ABC):
         """Every row of ``labels``, shape ``(blocks, size)``, keeps the same number of channels."""
 
     @abstractmethod
+    def heads(self, layer: Layer, dims: Sequence[int]) -> None:
+        """A product runs by itself at every position along ``dims``: whoever removes whole heads removes those."""
+
+    @abstractmethod
     def move(
         self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any
     ) -> Any:

@@ -112,6 +112,7 @@ class Recorder(Reading):
     Attributes:
         count: Labels in use; 0 is the label of everything that stays.
         ties, freezes, covers, rects, pieces, in_order: The constraints.
+        whole_heads: Further ties, which make one unit of every head of an attention.
         reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
         rearranged: Whether any channels are taken apart, repeated or put into another order.
         axes: The labels along every indexed dimension of a parameter or buffer.
@@ -127,6 +128,7 @@ class Recorder(Reading):
         self.rects: list[Rect] = []
         self.pieces: list[IntArray] = []
         self.in_order: list[IntArray] = []
+        self.whole_heads: list[Tie] = []
         self.reads_: list[Read] = []
         self.inexacts: list[Inexact] = []
         self.uses: list[Use] = []
@@ -294,6 +296,12 @@ class Recorder(Reading):
         """Record equal counts."""
         self._note(labels.numpy())
         self.rects.append(Rect(labels.numpy(), 1, self.node.name))
+
+    def heads(self, layer: Layer, dims: Sequence[int]) -> None:
+        """Note what makes a whole of every head; it holds only where whole heads are asked for."""
+        lines = _lines(layer.tensor, [d for d in layer.dims if d not in dims])
+        first = np.repeat(lines[:, 0], lines.shape[1])
+        self.whole_heads.append(Tie(first, lines.reshape(-1), self.node.name))
 
     def move(
         self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any

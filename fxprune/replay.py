@@ -261,6 +261,9 @@ class Replay(Reading):
         if rows.shape[0] != record.shape[0] or (rows != np.arange(record.shape[0])[:, None]).any():
             raise self._conflict(record, "a block holds channels of another")
 
+    def heads(self, layer: Layer, dims: Sequence[int]) -> None:
+        """Known from the first reading."""
+
     def move(
         self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any
     ) -> Any:
@@ -385,7 +388,9 @@ class Replay(Reading):
         """Whether every coordinate but one stands for one line of the original, and each for another."""
         old = layer.tensor.numpy()
         self._where[old.reshape(-1)] = np.arange(old.size)
-        coordinates = np.unravel_index(self._where[labels], old.shape)
+        # Flat: NumPy's unravel_index is wrong for arrays of more than 8192 elements with dimensions of size 1.
+        flat = np.unravel_index(self._where[labels.reshape(-1)], old.shape)
+        coordinates = [index.reshape(labels.shape) for index in flat]
         free = 0
         for dim in layer.dims:
             index = coordinates[dim]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import conform
+from fxprune.capture import TRAINING_FLAG, conform
 from fxprune.errors import ArgumentError
 from fxprune.labels import IntArray
 from fxprune.plan import TensorCut
@@ -34,7 +34,10 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     Raises:
         ArgumentError: ``model`` lacks a layer or tensor of the graph, or has it in another shape.
     """
-    over = fx.GraphModule(_targets(gm, model), gm.graph, gm.__class__.__name__)
+    # A graph module makes itself the owner of its graph, and what says the mode belongs to the traced module.
+    root = _targets(gm, model)
+    root.update({name: copy.deepcopy(state) for name, state in root.items() if name.endswith(TRAINING_FLAG)})
+    over = fx.GraphModule(root, copy.deepcopy(gm.graph), gm.__class__.__name__)
     conform(over, model)
     return over
 

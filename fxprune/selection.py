@@ -42,10 +42,10 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float6
         Counts between 1 and the sizes, their sum as near to what is wanted as can be; found by rounding, or else by an
         integer program (SciPy's HiGHS).
     """
-    counts = np.clip(np.rint(wanted), 1, sizes).astype(np.int64)
     n = len(sizes)
     if not len(balance):
-        return counts
+        return _apportioned(sizes, wanted)
+    counts = np.clip(np.rint(wanted), 1, sizes).astype(np.int64)
     if not (balance @ counts).any():
         off = abs(counts.sum() - wanted.sum())
         if off < 1 or n > _CLASSES or np.linalg.matrix_rank(balance) >= n - 1:
@@ -74,6 +74,21 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float6
         return sizes.astype(np.int64)
     result: IntArray = np.rint(solution.x[:n]).astype(np.int64)
     return result
+
+
+def _apportioned(sizes: IntArray, wanted: FloatArray) -> IntArray:
+    """Whole numbers between 1 and the sizes that add up to the rounded sum of what is wanted (largest remainders)."""
+    counts = np.clip(np.floor(wanted), 1, sizes).astype(np.int64)
+    off = round(float(wanted.sum())) - int(counts.sum())
+    while off:
+        step = 1 if off > 0 else -1
+        free = np.flatnonzero(counts < sizes if off > 0 else counts > 1)
+        if not free.size:
+            break
+        chosen = free[np.argsort(step * (counts - wanted)[free], kind="stable")[: abs(off)]]
+        counts[chosen] += step
+        off -= step * len(chosen)
+    return counts
 
 
 def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) -> NDArray[np.bool_]:

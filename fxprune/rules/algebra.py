@@ -207,8 +207,17 @@ def contract(ctx: Reading, equation: str, values: Sequence[Labels], positions: S
             for dim, layer in ((d, layer) for d in range(len(term)) for layer in value.on([d])):
                 ctx.weigh(layer.tensor.reshape(-1), "consumer" if dim in contracted else "producer")
         spread_out.append(_permuted(value, [letters.index(c) for c in term], len(letters)))
+    if not any(value.parameter for value in values):
+        _heads(ctx, spread_out, [letters.index(c) for c in output if all(c in term for term in terms)])
     joint = meet(ctx, spread_out, tuple(sizes[c] for c in letters))
     return sum_over(ctx, joint, summed, keepdim=False)
+
+
+def _heads(ctx: Reading, values: Sequence[Labels], batch: Sequence[int]) -> None:
+    """Where channels lie in blocks along a dimension that the product runs along by itself, each block is a head."""
+    for layer in (layer for value in values for layer in value.layers):
+        if 0 < len(set(layer.dims) & set(batch)) < len(layer.dims):
+            ctx.heads(layer, batch)
 
 
 def _permuted(value: Labels, target: Sequence[int], rank: int) -> Labels:
