@@ -20,8 +20,9 @@ from torch import Tensor, fx, nn
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import patched, unchanged
 from fxprune.nested import leaves, map_nested
+from fxprune.opaque import Closed, blank_copy, enclosing
 from fxprune.proxies import WRITERS
-from fxprune.tracer import FAILURES, CaptureTracer, value_of
+from fxprune.tracer import FAILURES, Again, CaptureTracer, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -104,19 +105,31 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     example = bind_example(model, example_inputs)
     first = next((t for t in [*model.parameters(), *model.buffers()]), None)
     device = first.device if first is not None else torch.device("cpu")
-    tracer = CaptureTracer(model, example, device)
     concrete = {name: value for name, value in example.items() if not _holds_tensor(value)}
-    try:
-        with unchanged(model, tracer), patched(tracer):
-            graph = tracer.trace(model, concrete_args=concrete or None)
-    except FAILURES as error:
-        where, reason = tracer.failure or ("the model itself", error)
-        raise TraceError(
-            f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
-            f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move what "
-            f"depends on tensor values into a submodule of its own"
-        ) from reason
+    closed: dict[Closed, str] = {}
+    while True:
+        tracer = CaptureTracer(model, example, device, closed, blank_copy(model) if closed else None)
+        try:
+            with unchanged(model, tracer), patched(tracer):
+                graph = tracer.trace(model, concrete_args=concrete or None)
+            break
+        except Again as again:
+            closed |= dict.fromkeys(again.places, again.reason)
+        except FAILURES as error:
+            places = enclosing(error.__traceback__, closed)
+            if not places:
+                raise _refused(model, example, tracer, error) from (tracer.failure or ("", error))[1]
+            closed |= dict.fromkeys(places, tracer.reason(error))
     return _assemble(model, tracer, graph)
+
+
+def _refused(model: nn.Module, example: Mapping[str, Any], tracer: CaptureTracer, error: BaseException) -> TraceError:
+    where, reason = tracer.failure or ("the model itself", error)
+    return TraceError(
+        f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
+        f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move what "
+        f"depends on tensor values into a submodule of its own"
+    )
 
 
 def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.GraphModule:
@@ -130,7 +143,10 @@ def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.Gr
             node.meta["val"] = fx.node.map_arg(node.args[0], value_of)
         if node.op == "call_module":
             target = str(node.target)
-            root[target] = TrainingState() if target.endswith(TRAINING_FLAG) else model.get_submodule(target)
+            if target.endswith(TRAINING_FLAG):
+                root[target] = TrainingState()
+            else:
+                root[target] = tracer.helpers.get(target) or model.get_submodule(target)
         elif node.op == "get_attr":
             root[str(node.target)] = tracer.tensors[str(node.target)]
     graph._tracer_cls = None  # unpickling traces the generated code again, and needs no values for that
@@ -155,15 +171,15 @@ def conform(gm: fx.GraphModule, model: nn.Module) -> None:
 
 def _has_effect(node: fx.Node, model: nn.Module) -> bool:
     """Whether a node matters though nothing uses its result: it writes into a tensor that something else reads."""
-    if node.op in ("placeholder", "output") or node.target in WRITERS:
+    if node.op in ("placeholder", "output") or node.target in WRITERS or "writes" in node.meta:
         return True
     if node.op == "call_method":
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
     if node.op == "call_module":
-        return not str(node.target).endswith(TRAINING_FLAG) and bool(
-            getattr(model.get_submodule(str(node.target)), "inplace", False)
-        )
+        if "opaque" in node.meta or str(node.target).endswith(TRAINING_FLAG):
+            return False
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     name = getattr(node.target, "__name__", "")
     return (
         bool(node.kwargs.get("inplace"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["patched", "unchanged"]
 
 import builtins
+import functools
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 
 from fxprune.nested import leaves
+from fxprune.opaque import Closed
 from fxprune.proxies import ValueAttribute, ValueProxy
 from fxprune.tracer import CaptureTracer
 from fxprune.training import Flag
@@ -105,6 +107,16 @@ def _recorded(tracer: CaptureTracer, function: Callable[..., Any]) -> Callable[.
     return call
 
 
+def _stand_in(tracer: CaptureTracer, closed: Closed) -> Any:
+    @functools.wraps(closed.function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return tracer.close(closed, args, kwargs)
+
+    wrappers: dict[str, Callable[..., Any]] = {"classmethod": classmethod, "staticmethod": staticmethod}
+    wrapper = wrappers.get(closed.kind)
+    return wrapper(call) if wrapper else call
+
+
 @contextmanager
 def patched(tracer: CaptureTracer) -> Iterator[None]:
     """Functions that turn proxies into numbers, or refuse them, become nodes of the graph instead."""
@@ -117,4 +129,10 @@ def patched(tracer: CaptureTracer) -> Iterator[None]:
             stack.enter_context(mock.patch.object(builtins, name, patch))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
+        for closed in tracer.closed:
+            if isinstance(closed.space, dict):
+                change = {closed.name: _stand_in(tracer, closed)}
+                stack.enter_context(mock.patch.dict(closed.space, change))
+            else:
+                stack.enter_context(mock.patch.object(closed.space, closed.name, _stand_in(tracer, closed)))
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["WRITERS", "ValueAttribute", "ValueProxy"]
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -58,6 +58,9 @@ class ValueProxy(fx.Proxy):
         value = self.value
         if isinstance(value, Tensor):
             raise TraceError("the control flow depends on the values of a tensor, not on sizes alone")
+        if isinstance(value, Sized):
+            return len(self) > 0
+        self._must_be_fixed()
         return bool(value)
 
     def __index__(self) -> int:
@@ -78,9 +81,17 @@ class ValueProxy(fx.Proxy):
     def _number(self) -> Any:
         if isinstance(self.value, Tensor):
             raise TraceError("a Python number is made from the values of a tensor")
+        self._must_be_fixed()
         return self.value
 
+    def _must_be_fixed(self) -> None:
+        if self.node.meta.get("varies") is True:
+            raise TraceError("the control flow depends on a number that depends on the values of a tensor")
+
     def __len__(self) -> int:
+        twin = self.node.meta.get("twin", self.value)
+        if not isinstance(twin, Sized) or len(twin) != len(self.value):
+            raise TraceError("the control flow depends on a length that depends on the values of a tensor")
         return len(self.value)
 
     def _item(self, key: Any) -> Any:
@@ -93,10 +104,14 @@ class ValueProxy(fx.Proxy):
         value = self.value
         if isinstance(value, Mapping):
             return iter(list(value))
-        return (self._item(i) for i in range(len(value)))
+        return (self._item(i) for i in range(len(self)))
 
     def __contains__(self, item: Any) -> bool:
+        self._must_be_fixed()
         return item in self.value
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TraceError("an object that holds intermediate results cannot be copied")
 
     @property
     def keys(self) -> Any:

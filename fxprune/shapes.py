@@ -8,7 +8,6 @@ from __future__ import annotations
 
 __all__ = ["MetaRunner", "to_meta"]
 
-import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -223,15 +222,6 @@ class MetaRunner:
             self._stand_ins[id(module)] = tensors
         with torch.no_grad():
             return torch.func.functional_call(module, tensors, args, dict(kwargs))
-
-    def real(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What a module gives that cannot run on meta tensors: run a copy of it on zeros, in evaluation mode."""
-        zeros = map_nested(
-            lambda v: torch.zeros(v.shape, dtype=v.dtype, device=self.device) if isinstance(v, Tensor) else v,
-            (args, dict(kwargs)),
-        )
-        with torch.no_grad():
-            return to_meta(copy.deepcopy(module).eval()(*zeros[0], **zeros[1]))
 
     @staticmethod
     def _accepts(module: nn.Module, x: Tensor) -> bool:
