@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -35,6 +35,8 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
         return kind([map_nested(function, item) for item in value])
     if kind in _DICTS:
         return kind({key: map_nested(function, item) for key, item in value.items()})
+    if isinstance(value, Tensor | nn.Module):
+        return function(value)
     return tree_map(function, value)
 
 
@@ -47,4 +49,6 @@ def leaves(value: Any) -> list[Any]:
         return [leaf for item in value for leaf in leaves(item)]
     if kind in _DICTS:
         return [leaf for item in value.values() for leaf in leaves(item)]
+    if isinstance(value, Tensor | nn.Module):
+        return [value]
     return list(tree_leaves(value))

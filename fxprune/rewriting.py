@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["cut", "graph_over", "rebuild"]
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,9 @@ from fxprune.errors import ArgumentError
 from fxprune.labels import IntArray
 from fxprune.plan import TensorCut
 
-_IMMUTABLE = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, torch.device, torch.memory_format)
+_IMMUTABLE = frozenset(
+    (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
+)
 
 
 _PIECE = 1 << 17
@@ -106,8 +109,8 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
 def _select(tensor: Tensor, kept: Mapping[int, IntArray]) -> Tensor:
     """Indices of several dimensions; what lies between one selection and the next stays in the cache."""
     last = max(kept)
-    run = _run(kept[last], tensor.shape[last])
-    if run > 1 and tensor.is_contiguous():  # copied run by run, as behind a flatten
+    run = _run(kept[last], tensor.shape[last]) if tensor.numel() > _PIECE and tensor.is_contiguous() else 1
+    if run > 1:  # copied run by run, as behind a flatten
         whole = tensor.reshape(*tensor.shape[:last], -1, run, *tensor.shape[last + 1 :])
         return _select(whole, {**kept, last: kept[last][::run] // run}).flatten(last, last + 1)
     indices = {dim: torch.from_numpy(kept[dim]).to(tensor.device) for dim in sorted(kept)}
@@ -207,14 +210,16 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     new = type(value).__new__(type(value))
     memo[id(value)] = new
-    for name, attribute in value.__dict__.items():
+    attributes = dict(value.__dict__)
+    for name, attribute in attributes.items():
+        kind = type(attribute)
+        if kind in _IMMUTABLE or (kind is tuple and all(type(v) in _IMMUTABLE for v in attribute)):
+            continue
         if name in ("_parameters", "_buffers", "_modules"):
-            copied: Any = {k: None if v is None else _copy(v, memo) for k, v in attribute.items()}
-        elif isinstance(attribute, _IMMUTABLE):
-            copied = attribute
-        elif isinstance(attribute, dict | set) and not attribute:
-            copied = type(attribute)()
+            attributes[name] = {k: None if v is None else _copy(v, memo) for k, v in attribute.items()}
+        elif not attribute and kind in (dict, OrderedDict, set):
+            attributes[name] = kind()
         else:
-            copied = copy.deepcopy(attribute, memo)
-        object.__setattr__(new, name, copied)
+            attributes[name] = copy.deepcopy(attribute, memo)
+    object.__setattr__(new, "__dict__", attributes)
     return new
