@@ -172,10 +172,11 @@ def _components(count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> tuple[
     columns = np.concatenate([b for _, b in ties]) if ties else np.zeros(0, dtype=np.int64)
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(count, count))
     units, raw = connected_components(graph, directed=False)
-    _, first = np.unique(raw, return_index=True)
-    order: IntArray = np.argsort(np.argsort(first)).astype(np.int64)
-    unit: IntArray = order[raw]
-    return unit, int(units)
+    first = np.zeros(units, dtype=np.int64)
+    first[raw[::-1]] = np.arange(count - 1, -1, -1)  # of several values for one place the last stays
+    rank = np.zeros(units, dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(units)
+    return rank[raw], int(units)
 
 
 def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
@@ -267,8 +268,8 @@ def _by_producer(recorder: Recorder, unit: IntArray, units: int) -> IntArray:
     for position, use in enumerate(recorder.uses):
         if use.role == _REMOVABLE and use.axis not in seen:
             seen.add(use.axis)
-            made = np.unique(unit[numbers(use.labels)])
-            signature[made] += rng.integers(1, 2**63, dtype=np.uint64)
+            made = unit[numbers(use.labels)]
+            signature[made] += rng.integers(1, 2**63, dtype=np.uint64)  # once each, however often a unit is made
             first[made] = np.minimum(first[made], position)
     signature[0] = 0
     found = np.flatnonzero(signature)

@@ -38,6 +38,7 @@ _FACTORIES = (
     "zeros",
 )
 
+_EMPTY: dict[str, Any] = {}
 _PLAIN = frozenset((bool, int, float, str, tuple, set, type(None), Tensor, nn.Parameter, torch.Size, torch.dtype))
 
 
@@ -61,6 +62,9 @@ def unchanged(model: nn.Module, tracer: CaptureTracer) -> Iterator[None]:
             lists.append((thing, list(thing)))
             pending += thing
         elif issubclass(kind, dict):
+            if not thing:  # as most of those are in which a module keeps its hooks
+                saved.append((thing, _EMPTY))
+                continue
             saved.append((thing, dict(thing)))
             pending += thing.values()
         elif not issubclass(kind, Tensor) and hasattr(thing, "__dict__"):
