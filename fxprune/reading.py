@@ -7,7 +7,7 @@ that a plan keeps and checks, at every step that the first wrote down, that the 
 
 from __future__ import annotations
 
-__all__ = ["Axis", "Call", "Declined", "Reading", "Use", "axis_length", "fold", "labels_in"]
+__all__ = ["FAILURES", "Axis", "Call", "Declined", "Reading", "Use", "axis_length", "fold", "labels_in"]
 
 import inspect
 from abc import ABC, abstractmethod
@@ -24,6 +24,10 @@ from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
 from fxprune.rules.table import RULES, Rule
 from fxprune.shapes import MetaRunner
+
+
+# What a rule can raise when it meets arguments that it does not expect.
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Declined(Exception):
@@ -129,7 +133,7 @@ class Reading(ABC):
             self.node = node
             try:
                 self.values[node] = self._read(node)
-            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            except FAILURES as error:
                 raise InternalError(
                     f"the rule for {node.op} {getattr(node.target, '__name__', node.target)} failed at "
                     f"{source_of(node)}: {type(error).__name__}: {error}"
@@ -163,12 +167,13 @@ class Reading(ABC):
             args, kwargs = fold(self.labelled, args), fold(self.labelled, kwargs)
         if rule is None:
             return self.without_labels(args, kwargs)
-        try:
-            if any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
-                args, kwargs = self.numbers(rule, args, kwargs)
-            return rule.function(self, *args, **kwargs)
-        except Declined as declined:
-            return self.opaque(str(declined), args, kwargs)
+        return self.apply(rule, args, kwargs)
+
+    def by_rule(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """What the rule says of the current node's call."""
+        if any(isinstance(v, Tensor) for v in _leaves(self.node.meta["val"])):
+            args, kwargs = self.numbers(rule, args, kwargs)
+        return rule.function(self, *args, **kwargs)
 
     @staticmethod
     def _module_rule(module: nn.Module) -> Rule | None:
@@ -278,6 +283,10 @@ class Reading(ABC):
             else:
                 result.append(layer)
         return tuple(result)
+
+    @abstractmethod
+    def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """Read the current node's call by its rule, or as opaque where the rule does not cover it."""
 
     @abstractmethod
     def canonical(self, name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
-from fxprune.reading import Axis, Reading, Use, axis_length
+from fxprune.reading import FAILURES, Axis, Declined, Reading, Use, axis_length
 from fxprune.rules.table import Rule
 
 Value = TypeVar("Value")
@@ -116,6 +116,7 @@ class Recorder(Reading):
         rearranged: Whether any channels are taken apart, repeated or put into another order.
         axes: The labels along every indexed dimension of a parameter or buffer.
         log: For every node, what each step of its rule gave, in order: the second reading checks against it.
+        opaque_nodes: Why the rule of a node does not cover its call.
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
@@ -132,6 +133,7 @@ class Recorder(Reading):
         self.uses: list[Use] = []
         self.axes: dict[Axis, Tensor] = {}
         self.log: dict[str, list[Any]] = defaultdict(list)
+        self.opaque_nodes: dict[str, str] = {}
         self.rearranged = False
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
@@ -139,6 +141,31 @@ class Recorder(Reading):
 
     def _note(self, record: Any) -> None:
         self.log[self.node.name].append(record)
+
+    def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """A rule that does not cover the call, or fails at it, leaves nothing behind; the node is opaque."""
+        lists = (self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order)
+        lists = (*lists, self.reads_, self.inexacts, self.uses, self._origins)
+        lengths, known, count, rearranged = [len(x) for x in lists], len(self.axes), self.count, self.rearranged
+        try:
+            return self.by_rule(rule, args, kwargs)
+        except Declined as declined:
+            text = str(declined)
+        except FAILURES as error:
+            text = self.failed(error)
+        for records, length in zip(lists, lengths, strict=True):
+            del records[length:]
+        while len(self.axes) > known:
+            self.axes.popitem()
+        self.log.pop(self.node.name, None)
+        self.count, self.rearranged = count, rearranged
+        self.opaque_nodes[self.node.name] = text
+        return self.opaque(text, args, kwargs)
+
+    def failed(self, error: Exception) -> str:
+        """The reason for which a call is opaque whose arguments its rule does not expect."""
+        target = getattr(self.node.target, "__name__", self.node.target)
+        return f"the rule for {target} does not know these arguments ({type(error).__name__}: {error})"
 
     def canonical(self, name: str) -> str:
         """Shared parameters have one name: that under which they are met first."""

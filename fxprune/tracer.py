@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.arguments import in_order
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
 from fxprune.proxies import ValueProxy
@@ -92,6 +93,7 @@ class CaptureTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         """Record the call, and find its value."""
+        args, kwargs = in_order(kind, target, args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         node = proxy.node
         self._evaluating = True  # a layer that runs on meta tensors is not to be traced

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 Function = Callable[[Any, Any], Any]
 P = nn.Parameter
-KEYWORDS = pytest.mark.xfail(strict=True, reason="the proof looks for the operands among the positional arguments")
 POWER = pytest.mark.xfail(strict=True, reason="a number that fails for fewer channels stops the reading")
 
 
@@ -58,7 +57,7 @@ def test_products_without_a_rule_hold_their_operands(function: Function) -> None
     "function",
     [
         lambda s, f: torch.bmm(torch.bmm(f, f.transpose(1, 2)), f),
-        pytest.param(lambda s, f: torch.bmm(input=torch.bmm(input=f.mT, mat2=f), mat2=f.mT).mT, marks=KEYWORDS),
+        lambda s, f: torch.bmm(input=torch.bmm(input=f.mT, mat2=f), mat2=f.mT).mT,
         lambda s, f: f @ (f.mT @ f),
         lambda s, f: torch.baddbmm(f, f, f.mT @ f),
         lambda s, f: torch.einsum("bcn,bdn,bdm->bcm", f, f, f),
@@ -147,7 +146,6 @@ def test_attention_with_a_bias_for_every_head() -> None:
     assert {"a": 8, "q": 16, "v": 16}.items() <= sizes(holds(model)).items()
 
 
-@KEYWORDS
 def test_attention_may_be_called_with_keywords() -> None:
     def forward(s: Any, y: Tensor) -> Tensor:
         t = y.flatten(2).transpose(1, 2)

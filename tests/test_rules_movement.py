@@ -13,7 +13,6 @@ Function = Callable[[Any, Any], Any]
 STEPS = pytest.mark.xfail(strict=True, reason="a slice with a step freezes what it takes")
 INDICES = pytest.mark.xfail(strict=True, reason="an index of constants freezes what it picks from")
 LAST = pytest.mark.xfail(strict=True, reason="tensors that are stacked last and merged cannot be pruned")
-KEYWORDS = pytest.mark.xfail(strict=True, reason="the rule does not know this keyword")
 GLU = pytest.mark.xfail(strict=True, reason="a gated linear unit has no rule")
 
 
@@ -61,9 +60,9 @@ def test_pieces_take_what_is_left_of_them(function: Function, channels: int) -> 
 @pytest.mark.parametrize(
     "function",
     [
-        pytest.param(lambda y: y.view(size=(y.shape[0], 4, 2, 6, 6)).flatten(1, 2), marks=KEYWORDS),
-        pytest.param(lambda y: y.expand(size=(y.shape[0], 8, 6, 6)), marks=KEYWORDS),
-        pytest.param(lambda y: torch.cat(torch.chunk(input=y, chunks=2, dim=1)[::-1], 1), marks=KEYWORDS),
+        lambda y: y.view(size=(y.shape[0], 4, 2, 6, 6)).flatten(1, 2),
+        lambda y: y.expand(size=(y.shape[0], 8, 6, 6)),
+        lambda y: torch.cat(torch.chunk(input=y, chunks=2, dim=1)[::-1], 1),
         lambda y: y.repeat(repeats=(1, 1, 1, 1)),
         lambda y: y.reshape(shape=(y.shape[0], 8, 36)).unflatten(dim=-1, sizes=(6, 6)),
     ],

@@ -112,9 +112,6 @@ def test_reductions_over_positions_pass_channels_on(function: Function) -> None:
     assert sizes(holds(model)) == {"a": 8, "b": 6}
 
 
-AXIS = pytest.mark.xfail(strict=True, reason="NumPy's names of dim and keepdim are not known")
-
-
 @pytest.mark.parametrize(
     "function",
     [
@@ -124,7 +121,6 @@ AXIS = pytest.mark.xfail(strict=True, reason="NumPy's names of dim and keepdim a
         lambda s, y: (y * y.mean(axis=(2, 3), keepdims=True)).mean((2, 3)),
     ],
 )
-@AXIS
 def test_the_names_of_numpy(function: Function) -> None:
     model = Net(lambda s, x: s.h(function(s, s.b(s.a(x)))))
     assert sizes(holds(model)) == {"a": 8, "b": 6}
