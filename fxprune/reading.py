@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["FAILURES", "Axis", "Call", "Declined", "Reading", "Use", "axis_length", "fold", "labels_in"]
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,8 +221,8 @@ class Reading(ABC):
             if node.target is getattr:
                 return self._runner.get(*args) if args[1] not in ("device", "dtype", "is_cuda") else node.meta["val"]
             return self._runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
-        except ArithmeticError:  # so few channels that the model's own arithmetic has no answer: what it computes
-            return node.meta["val"]  # with keeps the original's value anyway
+        except ArithmeticError:  # so few channels that the model's own arithmetic has no answer
+            return math.nan  # unlike any number: whatever is computed with it has the original's written out
 
     def arguments(self, value: Any) -> Any:
         """Arguments of a node, with nodes replaced by what was read of them."""
