@@ -10,7 +10,7 @@ __all__ = ["in_order"]
 
 import inspect
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,19 +18,25 @@ import torch
 _FOR_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "a": "input", "x2": "other"}
 
 
-def in_order(op: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
+def in_order(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with as many as possible by position, and the rest under the names of torch.
 
     Args:
-        op, target, args, kwargs: As in ``torch.fx.Node``; values may be anything.
+        target: A function, or the name of a tensor's method.
+        args: Positional arguments, those of a method with the tensor itself.
+        kwargs: The others.
 
     Returns:
-        The new ``args`` and ``kwargs``: those given where nothing is known of the target, or no signature fits.
+        The new arguments: those given where nothing is known of the target, or no signature fits.
     """
-    if kwargs and op in ("call_function", "call_method"):
-        for positional, names in _signatures(op, target):
+    if kwargs:
+        for positional, names in _signatures(target):
             named = {name if name in names else _FOR_NUMPY.get(name, name): v for name, v in kwargs.items()}
-            if len(args) > len(positional) or not names.issuperset(named) or named.keys() & set(positional[: len(args)]):
+            if (
+                len(args) > len(positional)
+                or not names.issuperset(named)
+                or named.keys() & set(positional[: len(args)])
+            ):
                 continue
             ordered = list(args)
             for name in positional[len(args) :]:
@@ -41,12 +47,12 @@ def in_order(op: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
     return args, dict(kwargs)
 
 
-@lru_cache(maxsize=None)
-def _signatures(op: str, target: Any) -> tuple[tuple[tuple[str, ...], frozenset[str]], ...]:
+@cache
+def _signatures(target: Any) -> tuple[tuple[tuple[str, ...], frozenset[str]], ...]:
     """For every overload, the names of its arguments that can stand by position, and of all."""
-    function = getattr(torch.Tensor, target, None) if op == "call_method" else target
+    function: Any = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
     try:
-        parameters = list(inspect.signature(function).parameters.values())  # type: ignore[arg-type]
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         name = str(getattr(target, "__name__", target))
         return tuple(_overload(schema) for schema in torch._C._jit_get_schemas_for_operator(f"aten::{name}"))

@@ -23,9 +23,8 @@ from torch.utils._pytree import tree_map
 from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
-from fxprune.rules.table import RULES, Rule
+from fxprune.rules.table import RULES, Rule, rule_for
 from fxprune.shapes import MetaRunner
-
 
 # What a rule can raise when it meets arguments that it does not expect.
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -163,7 +162,7 @@ class Reading(ABC):
                 args, kwargs = bound.args, bound.kwargs
             args = (module, *args)
         else:
-            rule = RULES.get(node.target)
+            rule = rule_for(node.target)
         if rule is None or not rule.weights:
             args, kwargs = fold(self.labelled, args), fold(self.labelled, kwargs)
         if rule is None:
@@ -359,9 +358,18 @@ class Reading(ABC):
 
     @abstractmethod
     def join(
-        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        parts: Sequence[tuple[Layer, tuple[int, ...]]],
+        free: int | None = None,
     ) -> Layer | None:
-        """Run an operator that puts several tensors into one on their layers, each spread to its shape."""
+        """Run an operator that puts several tensors into one on their layers, each spread to its shape.
+
+        Args:
+            function: The operator.
+            parts: The layers with their shapes.
+            free: The dimension along which the parts may choose channels of their own, if only that will do.
+        """
 
     @abstractmethod
     def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
@@ -370,11 +378,6 @@ class Reading(ABC):
     @abstractmethod
     def inexact(self, layers: Sequence[Layer], dims: Sequence[int], text: str) -> None:
         """The current node computes over ``dims`` something that removing a part of the channels along them changes."""
-
-    @property
-    def first(self) -> int | str:
-        """Where the current node's first argument stands."""
-        return 0 if self.node.args else next(iter(self.node.kwargs))
 
     @abstractmethod
     def filler(self, count: int) -> Tensor:

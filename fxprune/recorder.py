@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Cover", "Freeze", "Inexact", "Read", "Recorder", "Rect", "Tie"]
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,8 +143,8 @@ class Recorder(Reading):
 
     def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
         """A rule that does not cover the call, or fails at it, leaves nothing behind; the node is opaque."""
-        lists = (self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order)
-        lists = (*lists, self.reads_, self.inexacts, self.uses, self._origins)
+        lists: list[list[Any]] = [self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order]
+        lists += [self.reads_, self.inexacts, self.uses, self._origins]
         lengths, known, count, rearranged = [len(x) for x in lists], len(self.axes), self.count, self.rearranged
         try:
             return self.by_rule(rule, args, kwargs)
@@ -249,19 +248,21 @@ class Recorder(Reading):
 
     def weigh(self, labels: Tensor, role: str) -> None:
         """Find the parameter by the names of its channels, through any renaming."""
-        label = int(labels[0])
-        while True:
-            position = bisect_right(self._origins, label, key=lambda pair: pair[0]) - 1
-            if position < 0:
-                return
-            start, origin = self._origins[position]
-            if isinstance(origin, Axis):
-                if label < start + len(self.axes[origin]):
+        pending = numbers(labels)
+        seen: set[int] = set()
+        while pending.size:
+            starts = np.fromiter((start for start, _ in self._origins), dtype=np.int64)
+            runs = np.searchsorted(starts, pending, side="right") - 1
+            deeper: list[IntArray] = []
+            for run in dict.fromkeys(runs[runs >= 0].tolist()):
+                start, origin = self._origins[run]
+                names = pending[runs == run] - start
+                if not isinstance(origin, Axis):
+                    deeper.append(origin[names[names < origin.size]])
+                elif run not in seen and (names < len(self.axes[origin])).any():
+                    seen.add(run)
                     self._use(role, origin.tensor.rpartition(".")[0] or origin.tensor, origin, self.axes[origin])
-                return
-            if label >= start + origin.size:
-                return
-            label = int(origin[label - start])
+            pending = np.concatenate(deeper) if deeper else np.zeros(0, dtype=np.int64)
 
     def _use(self, role: str, layer: str, axis: Axis, labels: Tensor) -> None:
         self.uses.append(Use(role, layer, axis, labels, self.node.name))
@@ -345,13 +346,18 @@ class Recorder(Reading):
         return type(outs)(pieces) if type(outs) in (tuple, list) else tuple(pieces)
 
     def join(
-        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        parts: Sequence[tuple[Layer, tuple[int, ...]]],
+        free: int | None = None,
     ) -> Layer | None:
         """Run the operator on one layer of each part."""
         tensor = function([spread(layer, shape) for layer, shape in parts])
-        return self._settle(tensor, tuple(tensor.shape))
+        return self._settle(tensor, tuple(tensor.shape), free=free)
 
-    def _settle(self, tensor: Tensor, full: tuple[int, ...], channels: int = 0) -> Layer | None:
+    def _settle(
+        self, tensor: Tensor, full: tuple[int, ...], channels: int = 0, free: int | None = None
+    ) -> Layer | None:
         """Compact what an operator made of a layer, and keep one name for each position."""
         origin = compact(tensor)
         labels = numbers(origin.tensor)
@@ -369,7 +375,8 @@ class Recorder(Reading):
         self._note(Moved(full, origin, layer, renamed, channels))
         if len(layer.dims) > 1:
             shape = [layer.tensor.shape[d] for d in layer.dims]
-            self.rects.append(Rect(layer.tensor.reshape(shape).numpy(), None, self.node.name))
+            along = layer.dims.index(free) if free in layer.dims else None
+            self.rects.append(Rect(layer.tensor.reshape(shape).numpy(), along, self.node.name))
         else:
             self.pieces.append(numbers(layer.tensor))
         return layer

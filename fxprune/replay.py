@@ -354,7 +354,10 @@ class Replay(Reading):
         return settled
 
     def join(
-        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        parts: Sequence[tuple[Layer, tuple[int, ...]]],
+        free: int | None = None,
     ) -> Layer | None:
         """Run the operator on what is left of each part."""
         record: Moved = self._next()

@@ -93,7 +93,9 @@ class CaptureTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         """Record the call, and find its value."""
-        args, kwargs = in_order(kind, target, args, kwargs)
+        if kwargs:
+            called = self.root.get_submodule(target).forward if kind == "call_module" else target
+            args, kwargs = in_order(called, args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         node = proxy.node
         self._evaluating = True  # a layer that runs on meta tensors is not to be traced
