@@ -7,9 +7,10 @@ that a plan keeps and checks, at every step that the first wrote down, that the 
 
 from __future__ import annotations
 
-__all__ = ["Axis", "Call", "Declined", "Reading", "Use", "axis_length", "labels_in"]
+__all__ = ["FAILURES", "Axis", "Call", "Declined", "Reading", "Use", "axis_length", "labels_in"]
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
 from fxprune.nested import leaves, map_nested
-from fxprune.rules.table import RULES, Rule
+from fxprune.rules.table import RULES, Rule, rule_for
 from fxprune.shapes import MetaRunner
+
+# What a rule can raise when it meets arguments that it does not expect.
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Declined(Exception):
@@ -118,7 +122,7 @@ class Reading(ABC):
             self.node = node
             try:
                 self.values[node] = self._read(node)
-            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            except FAILURES as error:
                 raise InternalError(
                     f"the rule for {node.op} {getattr(node.target, '__name__', node.target)} failed at "
                     f"{source_of(node)}: {type(error).__name__}: {error}"
@@ -147,17 +151,18 @@ class Reading(ABC):
                 args, kwargs = bound.args, bound.kwargs
             args = (module, *args)
         else:
-            rule = RULES.get(node.target)
+            rule = rule_for(node.target)
         if rule is None or not rule.weights:
             args, kwargs = map_nested(self.labelled, args), map_nested(self.labelled, kwargs)
         if rule is None:
             return self.without_labels(args, kwargs)
-        try:
-            if _has_tensor(node.meta["val"]):
-                args, kwargs = self.numbers(rule, args, kwargs)
-            return rule.function(self, *args, **kwargs)
-        except Declined as declined:
-            return self.opaque(str(declined), args, kwargs)
+        return self.apply(rule, args, kwargs)
+
+    def by_rule(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """What the rule says of the current node's call."""
+        if _has_tensor(self.node.meta["val"]):
+            args, kwargs = self.numbers(rule, args, kwargs)
+        return rule.function(self, *args, **kwargs)
 
     @staticmethod
     def _module_rule(module: nn.Module) -> Rule | None:
@@ -207,8 +212,8 @@ class Reading(ABC):
             if node.target is getattr:
                 return self._runner.get(*args) if args[1] not in ("device", "dtype", "is_cuda") else node.meta["val"]
             return self._runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
-        except ArithmeticError:  # so few channels that the model's own arithmetic has no answer: what it computes
-            return node.meta["val"]  # with keeps the original's value anyway
+        except ArithmeticError:  # so few channels that the model's own arithmetic has no answer
+            return math.nan  # unlike any number: whatever is computed with it has the original's written out
 
     def arguments(self, value: Any) -> Any:
         """Arguments of a node, with nodes replaced by what was read of them."""
@@ -270,6 +275,10 @@ class Reading(ABC):
             else:
                 result.append(layer)
         return tuple(result)
+
+    @abstractmethod
+    def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """Read the current node's call by its rule, or as opaque where the rule does not cover it."""
 
     @abstractmethod
     def canonical(self, name: str) -> str:
@@ -345,9 +354,18 @@ class Reading(ABC):
 
     @abstractmethod
     def join(
-        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        parts: Sequence[tuple[Layer, tuple[int, ...]]],
+        free: int | None = None,
     ) -> Layer | None:
-        """Run an operator that puts several tensors into one on their layers, each spread to its shape."""
+        """Run an operator that puts several tensors into one on their layers, each spread to its shape.
+
+        Args:
+            function: The operator.
+            parts: The layers with their shapes.
+            free: The dimension along which the parts may choose channels of their own, if only that will do.
+        """
 
     @abstractmethod
     def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
@@ -356,11 +374,6 @@ class Reading(ABC):
     @abstractmethod
     def inexact(self, layers: Sequence[Layer], dims: Sequence[int], text: str) -> None:
         """The current node computes over ``dims`` something that removing a part of the channels along them changes."""
-
-    @property
-    def first(self) -> int | str:
-        """Where the current node's first argument stands."""
-        return 0 if self.node.args else next(iter(self.node.kwargs))
 
     @abstractmethod
     def filler(self, count: int) -> Tensor:

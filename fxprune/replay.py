@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from fxprune.capture import source_of, value_of
 from fxprune.errors import InternalError
 from fxprune.labels import IntArray, Labels, Layer, Lookup, broadcast, spread
-from fxprune.reading import Axis, Call, Reading, axis_length
+from fxprune.reading import Axis, Call, Declined, Reading, axis_length, labels_in
 from fxprune.recorder import Moved, Recorder, _lines, numbers
 from fxprune.rules.table import Rule
 from fxprune.spelling import labels_free, merge, moved_records, shapes_left
@@ -130,6 +130,20 @@ class Replay(Reading):
         if self.settled:
             raise InternalError(f"the rewritten graph still has sizes of the original at {source_of(node)}")
         self.changes[node.name] = Change(op or node.op, target if op else node.target, tuple(args), dict(kwargs))
+
+    def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """By the rule where the first reading could; what that cannot do with what is left is a conflict."""
+        text = self.recorder.opaque_nodes.get(self.node.name)
+        if text is not None:
+            args, kwargs = self.numbers(None, args, kwargs)
+            return self.opaque(text, args, kwargs)
+        try:
+            return self.by_rule(rule, args, kwargs)
+        except (Declined, IndexError, RuntimeError, ValueError) as error:
+            labels = [numbers(layer.tensor) for value in labels_in((args, kwargs)) for layer in value.layers]
+            if not labels:
+                raise
+            raise self._conflict(np.concatenate(labels), str(error).partition("\n")[0]) from error
 
     def canonical(self, name: str) -> str:
         """As in the first reading."""
@@ -343,7 +357,10 @@ class Replay(Reading):
         return settled
 
     def join(
-        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        parts: Sequence[tuple[Layer, tuple[int, ...]]],
+        free: int | None = None,
     ) -> Layer | None:
         """Run the operator on what is left of each part."""
         record: Moved = self._next()

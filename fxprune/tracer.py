@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.arguments import in_order
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
 from fxprune.opaque import (
@@ -151,6 +152,8 @@ class CaptureTracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         """Record the call, and find its value."""
         with self._unpatched():
+            if kwargs:
+                args, kwargs = self._in_order(kind, target, args, kwargs)
             proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
             node = proxy.node
             self._evaluating = True  # a layer that runs on meta tensors is not to be traced
@@ -240,6 +243,13 @@ class CaptureTracer(fx.Tracer):
         return attr_val
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _in_order(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kind != "call_module":
+            return in_order(target, args, kwargs)
+        module = self._modules[target]
+        called, named = in_order(type(module).forward, (module, *args), kwargs)
+        return called[1:], named
 
     @contextmanager
     def _unpatched(self) -> Iterator[None]:

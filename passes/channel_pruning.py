@@ -72,12 +72,21 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
             with graph.inserting_before(node):
                 args, kwargs = fx.node.map_aggregate((change.args, change.kwargs), here)
             node.args, node.kwargs = args, kwargs
+        _drop_numbers(graph)
 
     result = rebuild(plan.gm, model, plan.structure.recorder.by_alias(plan.tensors), edit)
     for (layer, name), value in plan.attributes.items():
         setattr(result.get_submodule(layer), name, value)
     _read_again(result, plan)
     return result
+
+
+def _drop_numbers(graph: fx.Graph) -> None:
+    """Take out what only calculated numbers that are written out now: with fewer channels it may have no answer."""
+    for node in reversed(graph.nodes):
+        number = isinstance(node.meta["val"], int | float) and node.op in ("call_function", "call_method")
+        if number and not node.users:
+            graph.erase_node(node)
 
 
 def _scaled(graph: fx.Graph, node: fx.Node, wanted: Scaled) -> fx.Node:

@@ -137,7 +137,6 @@ def test_what_does_not_line_up_is_a_conflict_with_its_labels_and_place(
     assert caught.value.labels.size
 
 
-@pytest.mark.xfail(strict=True, raises=InternalError, reason="what a rule cannot do with fewer channels is no conflict")
 def test_blocks_of_unequal_size_are_a_conflict() -> None:
     reader = Reader(lambda s, y: s.g(y), g=nn.GroupNorm(4, 8))
     with pytest.raises(Conflict):

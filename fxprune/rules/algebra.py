@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["axis", "broadcast_shape", "contract", "join", "layer_name", "meet", "only_axis", "pad", "place", "sum_over"]
+__all__ = [
+    "axis",
+    "broadcast_shape",
+    "contract",
+    "join",
+    "layer_name",
+    "meet",
+    "only_axis",
+    "pad",
+    "place",
+    "sum_of_powers",
+    "sum_over",
+]
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,6 +185,21 @@ def sum_over(ctx: Reading, value: Labels, dims: Sequence[int], keepdim: bool) ->
     return result if keepdim else _drop(result, dims)
 
 
+def sum_of_powers(ctx: Reading, value: Labels, dims: Sequence[int], order: Any) -> None:
+    """Note a norm over dimensions: exact when what was removed counts as zero, unless zeros decide it.
+
+    Args:
+        ctx: The reading.
+        value: What the norm is of.
+        dims: The dimensions, not negative.
+        order: As for ``torch.linalg.norm``.
+    """
+    if isinstance(order, int | float) and order < 0:
+        ctx.inexact(value.on(dims), dims, f"a norm of order {order} over channels")
+    else:
+        ctx.reads(0, value, value.on(dims))
+
+
 def _drop(value: Labels, dims: Sequence[int]) -> Labels:
     left = [d for d in range(len(value.full)) if d not in dims]
     position = {d: i for i, d in enumerate(left)}
@@ -248,7 +276,9 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
         values = [_permuted(v, [d + (d >= dim) for d in range(len(v.full))], len(full)) for v in values]
     clusters = _clusters([layer for v in values for layer in v.layers])
     along = next((c for c in clusters if dim in c), None)
+    free = None
     if along is None and stacked and len(clusters) == 1:
+        free = clusters[0][0] if len(clusters[0]) == 1 else None
         along = tuple(sorted({dim, *clusters[0]}))  # every tensor of the stack may choose channels of its own
     layers: list[Layer] = []
     for dims in clusters:
@@ -270,7 +300,7 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
                 (_one_layer(ctx, v, along), tuple(s if d in along else 1 for d, s in enumerate(v.shape)))
                 for v in values
             ]
-            joined = ctx.join(lambda tensors: torch.cat(tensors, dim), parts)
+            joined = ctx.join(lambda tensors: torch.cat(tensors, dim), parts, free)
             layers += [] if joined is None else [joined]
     return Labels(full, tuple(layers), why)
 
