@@ -24,7 +24,7 @@ from fxprune.labels import IntArray, Labels, Layer, Lookup, broadcast, spread
 from fxprune.reading import Axis, Call, Declined, Reading, axis_length, labels_in
 from fxprune.recorder import Moved, Recorder, _lines, numbers
 from fxprune.rules.table import Rule
-from fxprune.spelling import labels_free, merge, moved_records, shapes_left
+from fxprune.spelling import Recomputed, Scaled, labels_free, merge, moved_records, restored, shapes_left
 
 
 class Conflict(Exception):
@@ -160,27 +160,19 @@ class Replay(Reading):
     # What the rules ask for -------------------------------------------------------------------------------------------
 
     def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Write out the original value wherever a call calculates with a number that would now be another."""
+        """Restore the original value wherever a call calculates with a number that would now be another."""
         if rule is not None and rule.sizes:
             return args, kwargs
-        changed = False
-
-        def keep(node: fx.Node) -> Any:
-            nonlocal changed
-            value = node.meta["val"]
-            if isinstance(value, bool | Tensor) or not isinstance(value, int | float | tuple | list | slice):
-                return node
-            if labels_free(value) and self.values[node] != value:
-                changed = True
-                return tuple(value) if isinstance(value, torch.Size) else value
-            return node
-
-        new_args, new_kwargs = fx.node.map_arg(self.node.args, keep), fx.node.map_arg(self.node.kwargs, keep)
+        node = self.node
+        changed = [n for n in node.all_input_nodes if restored(n, self.values) is not n]
         if not changed:
             return args, kwargs
-        self._change(new_args, new_kwargs)
-        module = args[:1] if self.node.op == "call_module" else ()
-        return (*module, *self.arguments(new_args)), self.arguments(new_kwargs)
+        written = fx.node.map_arg((node.args, node.kwargs), lambda n: restored(n, self.values))
+        self._change(*written)
+        values = fx.node.map_aggregate(written, lambda v: v.value if isinstance(v, Scaled | Recomputed) else v)
+        new_args, new_kwargs = self.arguments(values)
+        module = args[:1] if node.op == "call_module" else ()
+        return (*module, *new_args), new_kwargs
 
     def parameter(self, name: str) -> Labels:
         """The layers that are left."""

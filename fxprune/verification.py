@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from fxprune.analysis import Structure
 from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError, InternalError, TraceError
+from fxprune.nested import leaves, map_nested
 from fxprune.plan import ChannelPlan
 from fxprune.recorder import Read
 from fxprune.rewriting import graph_over
@@ -49,7 +49,7 @@ class _Double(fx.Interpreter):
         return self._run(n, args, kwargs)
 
     def _run(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree_map(_widened, (args, kwargs))
+        args, kwargs = map_nested(_widened, args), map_nested(_widened, kwargs)
         target = "double" if n.op == "call_method" and n.target in ("float", "half", "bfloat16") else n.target
         with self._set_current_node(n):
             return getattr(self, n.op)(target, args, kwargs)
@@ -148,7 +148,7 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proo
     pruned = plan.apply(original)
     example = bind_example(model, example_inputs)
     values = [
-        tree_map(_double, example[str(n.target).lstrip("*")]) for n in plan.gm.graph.nodes if n.op == "placeholder"
+        map_nested(_double, example[str(n.target).lstrip("*")]) for n in plan.gm.graph.nodes if n.op == "placeholder"
     ]
     name = type(model).__name__
     with torch.no_grad():
@@ -176,7 +176,7 @@ def _check_values(model: nn.Module) -> None:
 
 
 def _difference(before: Any, after: Any) -> float:
-    a, b = ([v for v in tree_flatten(x)[0] if isinstance(v, Tensor)] for x in (before, after))
+    a, b = ([v for v in leaves(x) if isinstance(v, Tensor)] for x in (before, after))
     shapes = [[tuple(v.shape) for v in x] for x in (a, b)]
     if shapes[0] != shapes[1]:
         raise InternalError(f"the pruned network gives outputs of shapes {shapes[1]}, the original {shapes[0]}")

@@ -19,7 +19,7 @@ from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
 from fxprune.shapes import to_meta
-from fxprune.spelling import Scaled
+from fxprune.spelling import Recomputed, Scaled
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
 
         def here(value: Any) -> Any:
             if isinstance(value, Scaled):
-                return _scaled(graph, nodes[value.node.name], value)
+                return _scaled(graph, here(value.node), value)
+            if isinstance(value, Recomputed):
+                args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), here)
+                node = graph.create_node(value.op, value.target, args, kwargs)
+                node.meta["val"] = value.value
+                return node
             return nodes[value.name] if isinstance(value, fx.Node) else value
 
         for name, change in plan.changes.items():
@@ -91,9 +96,11 @@ def _drop_numbers(graph: fx.Graph) -> None:
 
 def _scaled(graph: fx.Graph, node: fx.Node, wanted: Scaled) -> fx.Node:
     """New nodes for a size times a fraction."""
-    for operation, number in ((operator.mul, wanted.times), (operator.floordiv, wanted.over)):
+    for operation, number, value in (
+        (operator.mul, wanted.times, wanted.value * wanted.over),
+        (operator.floordiv, wanted.over, wanted.value),
+    ):
         if number > 1:
-            value = operation(node.meta["val"], number)
             node = graph.call_function(operation, (node, number))
             node.meta["val"] = value
     return node

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -361,8 +362,18 @@ def test_the_batch_stays_free(function: Function) -> None:
     torch.testing.assert_close(small(three), torch.cat([small(image[None]) for image in three]))
 
 
-@pytest.mark.parametrize("function", [lambda y: y / y.numel(), lambda y: y / (y.shape[1] * y.shape[2] * y.shape[3])])
-@pytest.mark.xfail(strict=True, reason="the whole product is written out, the sizes of the image with the channels")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y / y.numel(),
+        lambda y: y / (y.shape[1] * y.shape[2] * y.shape[3]),
+        lambda y: y / (y.shape[1] + y.shape[2]),
+        lambda y: y * (y.flatten(1).shape[1] ** -0.5),
+        lambda y: y / math.prod(y.shape),
+        lambda y: y / math.sqrt(y.size(1) * y.size(0) + y.shape.numel()),
+        lambda y: y / torch.ones(y.shape[0], *y.shape[2:]).numel() * y.shape[1:].numel(),
+    ],
+)
 def test_numbers_that_are_calculated_with_follow_the_image_but_not_the_channels(function: Callable[[Any], Any]) -> None:
     small: Any = prove(moved(lambda s, y: function(y)), criterion="first").small.double()
     for other in (images(), images(3), images(height=12, width=10)):
