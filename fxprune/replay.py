@@ -119,7 +119,7 @@ class Replay(Reading):
         return self.axes[axis]
 
     def _check_length(self, axis: Axis) -> None:
-        if self.settled and axis_length(self.original(axis.tensor), axis) != len(self.axes[axis]):
+        if self.settled and axis_length(self.original(axis.tensor), axis) != self.axes[axis].shape[0]:
             raise InternalError(
                 f"'{axis.tensor}' has shape {tuple(self.original(axis.tensor).shape)} after the rewrite, but its "
                 f"dimension {axis.dim} must index {len(self.axes[axis])} channels, at {source_of(self.node)}"

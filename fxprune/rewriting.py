@@ -48,17 +48,17 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 def _targets(gm: fx.GraphModule, model: nn.Module) -> dict[str, Any]:
     """The layers and tensors that the graph calls, as ``model`` has them."""
     root: dict[str, Any] = {}
+    before, here = (dict(m.named_modules(remove_duplicate=False)) for m in (gm, model))
     for node in gm.graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
         name = str(node.target)
         if name in root:
             continue
-        find: Callable[[nn.Module, str], Any] = nn.Module.get_submodule if node.op == "call_module" else _attribute
-        traced = find(gm, name)
+        traced = _find(before, node)
         try:
-            root[name] = find(model, name)
-        except AttributeError:
+            root[name] = _find(here, node)
+        except (AttributeError, KeyError):
             if not name.rpartition(".")[2].startswith("_"):  # what tracing itself added
                 raise ArgumentError(
                     f"{type(model).__name__} has no '{name}', which the plan was made for; "
@@ -81,28 +81,38 @@ def _check_shapes(name: str, traced: Any, found: Any) -> None:
             )
 
 
-def _attribute(module: nn.Module, name: str) -> Tensor:
+def _find(modules: Mapping[str, nn.Module], node: fx.Node) -> Any:
+    """The layer or tensor that a node names."""
+    name = str(node.target)
+    if node.op == "call_module":
+        return modules[name]
     owner, _, attribute = name.rpartition(".")
-    tensor: Tensor = getattr(module.get_submodule(owner), attribute)
-    return tensor
+    return getattr(modules[owner], attribute)
 
 
 def _tensors(value: Any, name: str) -> dict[str, Tensor]:
+    """All parameters and buffers of a layer, or the tensor itself, by qualified name."""
     if isinstance(value, Tensor):
         return {name: value}
-    named = [*value.named_parameters(name, remove_duplicate=False), *value.named_buffers(name, remove_duplicate=False)]
-    return dict(named)
+    found = {
+        f"{name}.{attribute}": tensor
+        for attribute, tensor in (*value._parameters.items(), *value._buffers.items())
+        if tensor is not None
+    }
+    for attribute, child in value._modules.items():
+        if child is not None:
+            found.update(_tensors(child, f"{name}.{attribute}"))
+    return found
 
 
 def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     """The kept part of a tensor, in the plan's order; always new storage, in the tensor's memory format."""
     result = tensor.detach()
     groups = max((axis.groups for axis, _ in plan.axes), default=1)
-    with torch.no_grad():
-        if groups > 1:
-            result = _cut_blocks(result, plan, groups)
-        elif plan.axes:
-            result = _select(result, {axis.dim: index for axis, index in plan.axes})
+    if groups > 1:
+        result = _cut_blocks(result, plan, groups)
+    elif plan.axes:
+        result = _select(result, {axis.dim: index for axis, index in plan.axes})
     return _in_format_of(tensor, result)
 
 

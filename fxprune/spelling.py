@@ -143,10 +143,11 @@ def restored(node: fx.Node, read: Mapping[fx.Node, Any]) -> Any:
         return node
     if not labels_free(old) or new == old:
         return node
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: restored(n, read))
-    off_tensor = any(not labels_free(read[n]) for n in node.all_input_nodes)
-    if not off_tensor and not (node.op == "call_method" and not isinstance(args[0], fx.Node)):
-        return Recomputed(node.op, node.target, args, kwargs, old)
+    shape = node.all_input_nodes[0] if node.target is operator.getitem else node  # one size of a shape is read off, too
+    if all(labels_free(read[n]) for n in (*node.all_input_nodes, *shape.all_input_nodes)):
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: restored(n, read))
+        if node.op != "call_method" or isinstance(args[0], fx.Node):
+            return Recomputed(node.op, node.target, args, kwargs, old)
     if type(old) is int and type(new) is int:
         return _scaled(node, new, old)
     if isinstance(old, tuple | list) and isinstance(new, tuple | list) and len(old) == len(new):
