@@ -24,7 +24,7 @@ from fxprune.labels import IntArray, Labels, Layer, Lookup, broadcast, spread
 from fxprune.reading import Axis, Call, Declined, Reading, apart, axis_length, labels_in
 from fxprune.recorder import Moved, Recorder, _lines, numbers
 from fxprune.rules.table import Rule
-from fxprune.spelling import labels_free, merge, moved_records, shapes_left
+from fxprune.spelling import Item, labels_free, merge, moved_records, shapes_left
 
 
 class Conflict(Exception):
@@ -170,17 +170,26 @@ class Replay(Reading):
             value = node.meta["val"]
             if isinstance(value, bool | Tensor) or not isinstance(value, int | float | tuple | list | slice):
                 return node
-            if labels_free(value) and self.values[node] != value:
+            now = self.values[node]
+            if labels_free(value) and now != value:
                 changed = True
-                return tuple(value) if isinstance(value, torch.Size) else value
+                if isinstance(value, tuple) and len(value) == len(now):
+                    return tuple(Item(node, i) if now[i] == size else size for i, size in enumerate(value))
+                return value
             return node
+
+        def resolved(value: Any) -> Any:
+            if isinstance(value, Item):
+                return self.values[value.node][value.index]
+            return self.values[value] if isinstance(value, fx.Node) else value
 
         new_args, new_kwargs = fx.node.map_arg(self.node.args, keep), fx.node.map_arg(self.node.kwargs, keep)
         if not changed:
             return args, kwargs
         self._change(new_args, new_kwargs)
         module = args[:1] if self.node.op == "call_module" else ()
-        return (*module, *self.arguments(new_args)), self.arguments(new_kwargs)
+        new_args, new_kwargs = fx.node.map_aggregate((new_args, new_kwargs), resolved)
+        return (*module, *new_args), new_kwargs
 
     def parameter(self, name: str) -> Labels:
         """The layers that are left."""

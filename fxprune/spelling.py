@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Scaled", "labels_free", "merge", "moved_records", "shapes_left"]
+__all__ = ["Item", "Scaled", "labels_free", "merge", "moved_records", "shapes_left"]
 
 import math
 from collections.abc import Iterator, Sequence
@@ -33,6 +33,19 @@ class Scaled:
     node: fx.Node
     times: int
     over: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One of the sizes of a shape that the graph reads off, which stays free.
+
+    Attributes:
+        node: The node that gives the shape.
+        index: Which of them.
+    """
+
+    node: fx.Node
+    index: int
 
 
 def moved_records(log: Sequence[Any], pieces: int, layers: int) -> list[list[Moved]]:

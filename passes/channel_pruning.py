@@ -19,7 +19,7 @@ from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
 from fxprune.shapes import to_meta
-from fxprune.spelling import Scaled
+from fxprune.spelling import Item, Scaled
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
         nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
 
         def here(value: Any) -> Any:
+            if isinstance(value, Item):
+                return _item(graph, nodes[value.node.name], value.index)
             if isinstance(value, Scaled):
                 return _scaled(graph, nodes[value.node.name], value)
             return nodes[value.name] if isinstance(value, fx.Node) else value
@@ -87,6 +89,13 @@ def _drop_numbers(graph: fx.Graph) -> None:
         number = isinstance(node.meta["val"], int | float) and node.op in ("call_function", "call_method")
         if number and not node.users:
             graph.erase_node(node)
+
+
+def _item(graph: fx.Graph, node: fx.Node, index: int) -> fx.Node:
+    """A new node for one of the sizes of a shape."""
+    item = graph.call_function(operator.getitem, (node, index))
+    item.meta["val"] = node.meta["val"][index]
+    return item
 
 
 def _scaled(graph: fx.Graph, node: fx.Node, wanted: Scaled) -> fx.Node:
