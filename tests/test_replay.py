@@ -18,6 +18,7 @@ from fxprune.models import randomize
 from fxprune.reading import Axis
 from fxprune.recorder import Recorder, numbers
 from fxprune.replay import Conflict, Replay
+from fxprune.spelling import Recomputed, Scaled
 
 
 class Reader:
