@@ -101,7 +101,7 @@ def test_a_ratio_for_a_frozen_layer_gives_the_reason_and_its_place() -> None:
             return self.conv3(self.conv2(self.conv1(x).renorm(2, 1, 1.0)))
 
     deps = DependencyGraph.from_model(Renormed(), IMAGE)
-    with pytest.raises(FrozenLayerError, match=r"operator renorm has no rule \(node 'renorm' at .*test_ratios\.py:\d+\)"):
+    with pytest.raises(FrozenLayerError, match=r"operator renorm has no rule \(node 'renorm' at .*ratios\.py"):
         plan_channels(deps, {"conv1": 0.5})
     assert kept(plan_channels(deps, {"conv1": 0, "conv2": 0.5}), "conv2") == 2
 
