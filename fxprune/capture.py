@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import patched, unchanged
-from fxprune.opaque import Closed, blank_copy, enclosing
+from fxprune.ladder import Again, Ladder, Lessons
 from fxprune.proxies import WRITERS
-from fxprune.tracer import FAILURES, Again, CaptureTracer, value_of
+from fxprune.tracer import FAILURES, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -106,24 +107,21 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     first = next((t for t in [*model.parameters(), *model.buffers()]), None)
     device = first.device if first is not None else torch.device("cpu")
     concrete = {name: value for name, value in example.items() if not _holds_tensor(value)}
-    closed: dict[Closed, str] = {}
+    lessons = Lessons()
     while True:
-        tracer = CaptureTracer(model, example, device, closed, blank_copy(model) if closed else None)
+        tracer = Ladder(model, example, device, lessons)
         try:
             with unchanged(model, tracer), patched(tracer):
                 graph = tracer.trace(model, concrete_args=concrete or None)
             break
-        except Again as again:
-            closed |= dict.fromkeys(again.places, again.reason)
+        except (Again, Converts) as ended:
+            lessons.take(ended, model)
         except FAILURES as error:
-            places = enclosing(error.__traceback__, closed)
-            if not places:
-                raise _refused(model, example, tracer, error) from (tracer.failure or ("", error))[1]
-            closed |= dict.fromkeys(places, tracer.reason(error))
+            raise _refused(model, example, tracer, error) from (tracer.failure or ("", error))[1]
     return _assemble(model, tracer, graph)
 
 
-def _refused(model: nn.Module, example: Mapping[str, Any], tracer: CaptureTracer, error: BaseException) -> TraceError:
+def _refused(model: nn.Module, example: Mapping[str, Any], tracer: Ladder, error: BaseException) -> TraceError:
     where, reason = tracer.failure or ("the model itself", error)
     return TraceError(
         f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
@@ -132,7 +130,7 @@ def _refused(model: nn.Module, example: Mapping[str, Any], tracer: CaptureTracer
     )
 
 
-def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.GraphModule:
+def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModule:
     graph.eliminate_dead_code(lambda node: _has_effect(node, model))
     for node in graph.find_nodes(op="placeholder"):
         if not node.users and not _holds_tensor(node.meta["val"]) and str(node.target) not in tracer.example:

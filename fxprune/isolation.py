@@ -6,7 +6,7 @@ __all__ = ["patched", "unchanged"]
 
 import builtins
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -17,9 +17,10 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.utils._pytree import tree_map
 
+from fxprune.conversion import stand_ins
+from fxprune.ladder import Ladder
 from fxprune.opaque import Closed
 from fxprune.proxies import ValueAttribute, ValueProxy
-from fxprune.tracer import CaptureTracer
 from fxprune.training import Flag
 
 _FACTORIES = (
@@ -39,7 +40,7 @@ _FACTORIES = (
 
 
 @contextmanager
-def unchanged(model: nn.Module, tracer: CaptureTracer) -> Iterator[None]:
+def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
     """Whatever the traced code stores in the model or in objects that it holds, they are afterwards what they were.
 
     Meanwhile ``training`` is a flag, so that its use as an argument can be told from a literal.
@@ -92,7 +93,7 @@ def _is_instance(thing: Any, kind: Any, _original: Callable[[Any, Any], bool] = 
     return _original(thing, kind)
 
 
-def _recorded(tracer: CaptureTracer, function: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(tracer: Ladder, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, or a node in the graph where an argument is a proxy that torch would turn into a number."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -105,7 +106,7 @@ def _recorded(tracer: CaptureTracer, function: Callable[..., Any]) -> Callable[.
     return call
 
 
-def _stand_in(tracer: CaptureTracer, closed: Closed) -> Any:
+def _stand_in(tracer: Ladder, closed: Closed) -> Any:
     @functools.wraps(closed.function)
     def call(*args: Any, **kwargs: Any) -> Any:
         return tracer.close(closed, args, kwargs)
@@ -116,7 +117,20 @@ def _stand_in(tracer: CaptureTracer, closed: Closed) -> Any:
 
 
 @contextmanager
-def patched(tracer: CaptureTracer) -> Iterator[None]:
+def _replaced(space: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None]:
+    """Globals with other values; :func:`unittest.mock.patch.dict` would empty them in between."""
+    before = {name: space[name] for name in values if name in space}
+    space.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del space[name]
+        space.update(before)
+
+
+@contextmanager
+def patched(tracer: Ladder) -> Iterator[None]:
     """Functions that turn proxies into numbers, or refuse them, become nodes of the graph instead."""
     with ExitStack() as stack:
         for name in _FACTORIES:
@@ -126,10 +140,12 @@ def patched(tracer: CaptureTracer) -> Iterator[None]:
             stack.enter_context(mock.patch.object(builtins, name, _recorded(tracer, getattr(builtins, name))))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
-        for closed in tracer.closed:
+        converters = stand_ins(tracer.create_proxy, lambda v: issubclass(type(v), ValueProxy))
+        for space, names in tracer.lessons.converts:
+            stack.enter_context(_replaced(space, {name: converters[name] for name in names}))
+        for closed in tracer.lessons.closed:
             if isinstance(closed.space, dict):
-                change = {closed.name: _stand_in(tracer, closed)}
-                stack.enter_context(mock.patch.dict(closed.space, change))
+                stack.enter_context(_replaced(closed.space, {closed.name: _stand_in(tracer, closed)}))
             else:
                 stack.enter_context(mock.patch.object(closed.space, closed.name, _stand_in(tracer, closed)))
         yield

@@ -18,6 +18,7 @@ __all__ = [
     "blank_copy",
     "differences",
     "enclosing",
+    "holds_proxy",
     "map_leaves",
     "probe",
 ]
@@ -60,6 +61,11 @@ class OpaqueCall(nn.Module):
         if not tensors:
             return bound(*args, **kwargs)
         return torch.func.functional_call(bound, {f"owner.{k}": v for k, v in tensors.items()}, args, kwargs)
+
+    def state(self) -> dict[str, int]:
+        """What the owner's attributes are, to see whether a call changes them."""
+        owner = getattr(self._held[0], "owner", None)
+        return {name: id(value) for name, value in vars(owner).items()} if hasattr(owner, "__dict__") else {}
 
 
 class _Bound(nn.Module):
@@ -215,13 +221,20 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     return tree_map(leaf, value)
 
 
+def holds_proxy(value: Any) -> bool:
+    """Whether something nested, plain objects included, holds a value of the graph."""
+    found: list[bool] = []
+    map_leaves(lambda v: found.append(True) if issubclass(type(v), fx.Proxy) else v, value)
+    return bool(found)
+
+
 @dataclass(frozen=True)
 class Probed:
     """What a call gives, with tensors on the meta device.
 
     Attributes:
-        value: What it gives for shapes alone, or for zeros.
-        twin: The same if shapes alone decide it, else what it gives for random numbers, or :data:`UNKNOWN`.
+        value: What it gives for shapes alone; or, of zeros and random numbers, for those for which it gives more.
+        twin: The same if shapes alone decide it, else what it gives for the others, or :data:`UNKNOWN`.
         writes: Whether it writes into a tensor that it is given.
     """
 
@@ -277,7 +290,14 @@ def probe(
             problems.append(error)
     if not found:
         raise problems[0]
+    found.sort(key=lambda pair: -_elements(pair[0]))
     return Probed(found[0][0], UNKNOWN if problems else found[1][0], any(writes for _, writes in found))
+
+
+def _elements(value: Any) -> int:
+    sizes: list[int] = []
+    map_leaves(lambda v: sizes.append(v.numel()) if isinstance(v, Tensor) else v, value)
+    return sum(sizes)
 
 
 def _run(

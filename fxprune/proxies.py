@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.conversion import notice
 from fxprune.errors import TraceError
 
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
@@ -67,10 +68,14 @@ class ValueProxy(fx.Proxy):
         return operator.index(self._number())
 
     def __int__(self) -> int:
-        return int(self._number())
+        number = self._number()
+        notice("int", 1)
+        return int(number)
 
     def __float__(self) -> float:
-        return float(self._number())
+        number = self._number()
+        notice("float", 1)
+        return float(number)
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
@@ -92,13 +97,15 @@ class ValueProxy(fx.Proxy):
         twin = self.node.meta.get("twin", self.value)
         if not isinstance(twin, Sized) or len(twin) != len(self.value):
             raise TraceError("the control flow depends on a length that depends on the values of a tensor")
-        return len(self.value)
+        if isinstance(twin, Tensor):
+            notice("len", 1)
+        return len(twin)
 
     def _item(self, key: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def __hash__(self) -> int:
-        return id(self)
+        return hash(self.value) if type(self) is ValueProxy and isinstance(self.value, int) else id(self)
 
     def __iter__(self) -> Iterator[Any]:
         value = self.value

@@ -122,7 +122,6 @@ def test_sizes_that_are_only_computed_with_stay_symbolic(function: Callable[[Any
         pytest.param(lambda s, y: y.view(int(y.shape[0] * 4 / 2), 4, -1), id="int of the batch"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="len and int make the size of the example a constant")
 def test_len_and_int_stay_symbolic(function: Callable[[Any, Any], Any]) -> None:
     model = Net(lambda s, x: function(s, s.a(x))).eval()
     gm = trace(model, images())
