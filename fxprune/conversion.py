@@ -11,6 +11,7 @@ __all__ = ["Converts", "notice", "stand_ins"]
 import ast
 import functools
 import linecache
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,7 @@ def notice(name: str, depth: int) -> None:
 @functools.cache
 def _called_only(file: str) -> frozenset[str]:
     """Which of the three a file calls, or asks ``isinstance`` about, and does nothing else with."""
-    if file.startswith(str(torch.__path__[0])):
+    if file.startswith(os.path.join(torch.__path__[0], "")):
         return frozenset()
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
