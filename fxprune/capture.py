@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
-from fxprune.isolation import patched, unchanged
+from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
 from fxprune.proxies import WRITERS
 from fxprune.tracer import FAILURES, value_of
@@ -147,7 +147,7 @@ def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModu
                 root[target] = tracer.helpers.get(target) or model.get_submodule(target)
         elif node.op == "get_attr":
             root[str(node.target)] = tracer.tensors[str(node.target)]
-    graph._tracer_cls = None  # unpickling traces the generated code again, and needs no values for that
+    graph._tracer_cls = CodeTracer  # unpickling traces the generated code again, and needs no values for that
     gm = fx.GraphModule(root, graph, type(model).__name__)
     conform(gm, model)
     return gm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["patched", "unchanged"]
+__all__ = ["CodeTracer", "patched", "unchanged"]
 
 import builtins
 import functools
@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map
 
 from fxprune.conversion import stand_ins
 from fxprune.ladder import Ladder
-from fxprune.opaque import Closed
-from fxprune.proxies import ValueAttribute, ValueProxy
+from fxprune.opaque import PYTHON, Closed, holds_proxy
+from fxprune.proxies import ValueAttribute, ValueProxy, WritingProxy
 from fxprune.training import Flag
 
 _FACTORIES = (
@@ -93,7 +93,7 @@ def _is_instance(thing: Any, kind: Any, _original: Callable[[Any, Any], bool] = 
     return _original(thing, kind)
 
 
-def _recorded(tracer: Ladder, function: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, or a node in the graph where an argument is a proxy that torch would turn into a number."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -104,6 +104,25 @@ def _recorded(tracer: Ladder, function: Callable[..., Any]) -> Callable[..., Any
         return function(*args, **kwargs)
 
     return call
+
+
+def _extremum(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    recorded = _recorded(tracer, function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            return function(*args, **kwargs)
+        # What an iterator would give is not seen from outside.
+        return recorded(list(args[0])) if len(args) == 1 and hasattr(args[0], "__next__") else recorded(*args)
+
+    return call
+
+
+def _scripted(self: Any, *args: Any, _original: Any = torch.jit.ScriptFunction.__call__, **kwargs: Any) -> Any:
+    """A scripted function is traced through the Python code that it was made of."""
+    if hasattr(self, PYTHON) and holds_proxy((args, kwargs)):
+        return getattr(self, PYTHON)(*args, **kwargs)
+    return _original(self, *args, **kwargs)
 
 
 def _stand_in(tracer: Ladder, closed: Closed) -> Any:
@@ -130,14 +149,36 @@ def _replaced(space: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None
 
 
 @contextmanager
-def patched(tracer: Ladder) -> Iterator[None]:
-    """Functions that turn proxies into numbers, or refuse them, become nodes of the graph instead."""
+def _factories(tracer: fx.Tracer) -> Iterator[None]:
     with ExitStack() as stack:
         for name in _FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, _recorded(tracer, getattr(torch, name))))
+        yield
+
+
+class CodeTracer(fx.Tracer):
+    """Traces the code that torch.fx generates for a captured graph: unpickling a graph module does."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy that writes."""
+        return WritingProxy(node, self)
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace the code; what makes numbers of sizes goes into the graph as it came out of it."""
+        numeric = {f.__name__: _recorded(self, f) for f in (int, float, round, max, min)}
+        with _replaced(type(root).forward.__globals__, numeric), _factories(self):
+            return super().trace(root, concrete_args)
+
+
+@contextmanager
+def patched(tracer: Ladder) -> Iterator[None]:
+    """Functions that turn proxies into numbers, or refuse them, become nodes of the graph instead."""
+    with ExitStack() as stack:
+        stack.enter_context(_factories(tracer))
         stack.enter_context(mock.patch.object(builtins, "isinstance", _is_instance))
-        for name in ("max", "min"):
-            stack.enter_context(mock.patch.object(builtins, name, _recorded(tracer, getattr(builtins, name))))
+        for function in (max, min):
+            stack.enter_context(mock.patch.object(builtins, function.__name__, _extremum(tracer, function)))
+        stack.enter_context(mock.patch.object(torch.jit.ScriptFunction, "__call__", _scripted))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
         converters = stand_ins(tracer.create_proxy, lambda v: issubclass(type(v), ValueProxy))

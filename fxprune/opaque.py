@@ -9,6 +9,7 @@ on them is not to decide anything that follows (:func:`differences`).
 from __future__ import annotations
 
 __all__ = [
+    "PYTHON",
     "UNKNOWN",
     "Closed",
     "OpaqueCall",
@@ -24,7 +25,6 @@ __all__ = [
 ]
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType, FunctionType, ModuleType, TracebackType
@@ -36,6 +36,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 META = torch.device("meta")
+PYTHON = "_torchdynamo_inline"
+"""Attribute of a scripted function: the function that it was made of."""
+
+
+class Changes(TypeError):
+    """A call changes lists or dictionaries that it is given: the graph would not see it."""
 
 
 class OpaqueCall(nn.Module):
@@ -58,9 +64,13 @@ class OpaqueCall(nn.Module):
         bound = self._held[0]
         if bound.training is not self.training:
             bound.train(self.training)
-        if not tensors:
-            return bound(*args, **kwargs)
-        return torch.func.functional_call(bound, {f"owner.{k}": v for k, v in tensors.items()}, args, kwargs)
+        before = tree_leaves((args, kwargs))
+        named = {f"owner.{name}": tensor for name, tensor in tensors.items()}
+        result = torch.func.functional_call(bound, named, args, kwargs) if named else bound(*args, **kwargs)
+        after = tree_leaves((args, kwargs))
+        if len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
+            raise Changes("it changes lists or dictionaries that it is given")
+        return result
 
     def state(self) -> dict[str, int]:
         """What the owner's attributes are, to see whether a call changes them."""
@@ -171,28 +181,30 @@ def _is_ours(frame: FrameType) -> bool:
     return name.startswith((f"{package}/", f"{torchs}/", "<"))
 
 
-def _places(frame: FrameType, frames: Iterable[FrameType]) -> Iterator[Closed]:
+def _places(frame: FrameType, frames: list[FrameType]) -> Iterator[Closed]:
     code = frame.f_code
-    if code.co_argcount:
-        owner = frame.f_locals.get(code.co_varnames[0])
-        for kind in (owner if isinstance(owner, type) else type(owner)).__mro__:
-            for name, value in vars(kind).items():
-                plain = inspect.unwrap(value.__func__) if isinstance(value, classmethod | staticmethod) else value
-                if isinstance(plain, FunctionType) and plain.__code__ is code:
-                    if issubclass(kind, nn.Module) and name in ("forward", "__call__", "__init__"):
-                        return
+    # A static method does not say whose it is: it may be of any object at work.
+    for kind in dict.fromkeys(kind for other in (frame, *frames) for kind in _kinds(other)):
+        for name, value in vars(kind).items():
+            plain = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+            if isinstance(plain, FunctionType) and plain.__code__ is code:
+                if name not in ("forward", "__call__", "__init__"):
                     how = type(value).__name__ if isinstance(value, classmethod | staticmethod) else "method"
                     yield Closed(kind, name, plain, how)
-                    return
-    seen: set[int] = set()
-    for other in (frame, *frames):
-        space = other.f_globals
-        if id(space) in seen:
-            continue
-        seen.add(id(space))
+                return
+    for space in {id(other.f_globals): other.f_globals for other in (frame, *frames)}.values():
         for name, value in space.items():
-            if isinstance(value, FunctionType) and value.__code__ is code:
-                yield Closed(space, name, value, "function")
+            plain = getattr(value, PYTHON, value) if isinstance(value, torch.jit.ScriptFunction) else value
+            if isinstance(plain, FunctionType) and plain.__code__ is code:
+                yield Closed(space, name, plain, "function")
+
+
+def _kinds(frame: FrameType) -> Iterable[type]:
+    """The classes of which a frame may run a method."""
+    if not frame.f_code.co_argcount:
+        return ()
+    owner = frame.f_locals.get(frame.f_code.co_varnames[0])
+    return (owner if isinstance(owner, type) else type(owner)).__mro__
 
 
 # What a call gives ----------------------------------------------------------------------------------------------------
@@ -264,7 +276,7 @@ def probe(
         failures: What the call may raise.
 
     Raises:
-        Exception: What the call raised for every attempt; or TypeError if it changes lists that it is given.
+        Exception: What the call raised for every attempt, or what no other numbers can help.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -286,6 +298,8 @@ def probe(
     for fill in (zeros, random):
         try:
             found.append(_run(call, args, kwargs, fill))
+        except _FATAL:
+            raise
         except failures as error:
             problems.append(error)
     if not found:
@@ -298,6 +312,9 @@ def _elements(value: Any) -> int:
     sizes: list[int] = []
     map_leaves(lambda v: sizes.append(v.numel()) if isinstance(v, Tensor) else v, value)
     return sum(sizes)
+
+
+_FATAL = (Changes, AttributeError, NameError)
 
 
 def _run(
@@ -313,9 +330,6 @@ def _run(
     before = [(leaf, leaf._version if isinstance(leaf, Tensor) else 0) for leaf in tree_leaves(arguments)]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         result = call(arguments[0], arguments[1], fill is not None)
-    after = tree_leaves(arguments)
-    if len(before) != len(after) or any(a is not b for (a, _), b in zip(before, after, strict=True)):
-        raise TypeError("it changes lists or dictionaries that it is given")
     writes = any(isinstance(leaf, Tensor) and leaf._version != version for leaf, version in before)
     return map_leaves(empty, result), writes
 

@@ -5,7 +5,7 @@ Control flow on sizes resolves with them, while the sizes themselves stay in the
 
 from __future__ import annotations
 
-__all__ = ["WRITERS", "ValueAttribute", "ValueProxy"]
+__all__ = ["WRITERS", "ValueAttribute", "ValueProxy", "WritingProxy"]
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sized
@@ -22,7 +22,28 @@ WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
 """Operators that write into their first operand."""
 
 
-class ValueProxy(fx.Proxy):
+class WritingProxy(fx.Proxy):
+    """A proxy that takes ``x[i] = y`` and ``x += y`` for the writes that they are."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    """``x += y`` and its like, which write into ``x``: a view of it that was taken before sees the change."""
+    target = getattr(operator, name)
+
+    def method(self: WritingProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in _IN_PLACE:
+    setattr(WritingProxy, f"__{_name}__", _in_place(_name))
+
+
+class ValueProxy(WritingProxy):
     """A proxy that knows the value it would have for the example inputs, tensors being on the meta device."""
 
     @property
@@ -39,9 +60,6 @@ class ValueProxy(fx.Proxy):
         elif isinstance(self.value, torch.device | torch.dtype):
             return getattr(self.value, name)
         return ValueAttribute(self, name)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def dim(self) -> int:
         """The number of dimensions, which no input size changes."""
@@ -143,20 +161,6 @@ class ValueProxy(fx.Proxy):
             if isinstance(value, Mapping)
             else ValueAttribute(self, "values")
         )
-
-
-def _in_place(name: str) -> Callable[..., Any]:
-    """``x += y`` and its like, which write into ``x``: a view of it that was taken before sees the change."""
-    target = getattr(operator, name)
-
-    def method(self: ValueProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for _name in _IN_PLACE:
-    setattr(ValueProxy, f"__{_name}__", _in_place(_name))
 
 
 class ValueAttribute(ValueProxy):

@@ -401,3 +401,15 @@ def test_a_traced_graph_can_be_copied_pickled_and_traced_again() -> None:
     assert same(copy.deepcopy(gm)(*inputs), expected)
     assert same(pickle.loads(pickle.dumps(gm))(*inputs), expected)
     assert same(trace(gm, inputs)(*inputs), expected)
+
+
+def test_sizes_that_are_calculated_with_survive_pickling() -> None:
+    def forward(s: Net, x: Tensor) -> Tensor:
+        y = s.a(x) * torch.zeros(x.shape[0], 8, 1, 1) + torch.arange(len(x)).view(-1, 1, 1, 1)
+        size = (int(max(y.shape[2], 3) * 1.5), round(float(min(y.shape[2:])) / 2))
+        return s.end(F.interpolate(y, size=size))
+
+    model = Net(forward).eval()
+    gm = pickle.loads(pickle.dumps(trace(model, images())))
+    for other in (images(), images(3, height=12, width=9)):
+        assert same(gm(other), model(other))
