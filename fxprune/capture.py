@@ -117,17 +117,14 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
         except (Again, Converts) as ended:
             lessons.take(ended, model)
         except FAILURES as error:
-            raise _refused(model, example, tracer, error) from (tracer.failure or ("", error))[1]
+            where, failure = tracer.failure or ("the model itself", error)
+            reason = tracer.own_error() or failure
+            raise TraceError(
+                f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
+                f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move "
+                f"what depends on tensor values into a submodule of its own"
+            ) from reason
     return _assemble(model, tracer, graph)
-
-
-def _refused(model: nn.Module, example: Mapping[str, Any], tracer: Ladder, error: BaseException) -> TraceError:
-    where, reason = tracer.failure or ("the model itself", error)
-    return TraceError(
-        f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
-        f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move what "
-        f"depends on tensor values into a submodule of its own"
-    )
 
 
 def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModule:

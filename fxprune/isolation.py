@@ -6,6 +6,7 @@ __all__ = ["CodeTracer", "patched", "unchanged"]
 
 import builtins
 import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
@@ -36,6 +37,26 @@ _FACTORIES = (
     "randn",
     "tensor",
     "zeros",
+)
+
+
+# Methods that take sizes: of a tensor that is no proxy they refuse proxies, or make numbers of them.
+_METHODS = (
+    "__getitem__",
+    "expand",
+    "narrow",
+    "new_empty",
+    "new_full",
+    "new_ones",
+    "new_zeros",
+    "repeat",
+    "repeat_interleave",
+    "reshape",
+    "roll",
+    "split",
+    "tile",
+    "unflatten",
+    "view",
 )
 
 
@@ -135,6 +156,31 @@ def _stand_in(tracer: Ladder, closed: Closed) -> Any:
     return wrapper(call) if wrapper else call
 
 
+def _method(tracer: Ladder, name: str) -> Callable[..., Any]:
+    original = getattr(Tensor, name)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if tracer.evaluating or not holds_proxy((args, kwargs)):
+            return original(self, *args, **kwargs)
+        if name == "__getitem__":
+            return tracer.create_proxy("call_function", operator.getitem, (self, *args), kwargs)
+        return tracer.create_proxy("call_method", name, (self, *args), kwargs)
+
+    return call
+
+
+@contextmanager
+def _methods(tracer: Ladder) -> Iterator[None]:
+    """Methods of tensors that are no proxies; they are inherited, so that taking them away restores the originals."""
+    for name in _METHODS:
+        setattr(Tensor, name, _method(tracer, name))
+    try:
+        yield
+    finally:
+        for name in _METHODS:
+            delattr(Tensor, name)
+
+
 @contextmanager
 def _replaced(space: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None]:
     """Globals with other values; :func:`unittest.mock.patch.dict` would empty them in between."""
@@ -175,6 +221,7 @@ def patched(tracer: Ladder) -> Iterator[None]:
     """Functions that turn proxies into numbers, or refuse them, become nodes of the graph instead."""
     with ExitStack() as stack:
         stack.enter_context(_factories(tracer))
+        stack.enter_context(_methods(tracer))
         stack.enter_context(mock.patch.object(builtins, "isinstance", _is_instance))
         for function in (max, min):
             stack.enter_context(mock.patch.object(builtins, function.__name__, _extremum(tracer, function)))

@@ -218,6 +218,8 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 
     def leaf(item: Any) -> Any:
         kind = type(item)  # isinstance may be patched
+        if kind is slice:
+            return slice(*(map_leaves(function, part) for part in (item.start, item.stop, item.step)))
         if kind.__module__ == "builtins" or issubclass(kind, _WHOLE):
             return function(item)
         state = getattr(item, "__dict__", None)

@@ -82,6 +82,8 @@ _CONVOLUTIONS: frozenset[type[nn.Module]] = frozenset({nn.Conv1d, nn.Conv2d, nn.
 
 def to_meta(value: Any) -> Any:
     """Replace every tensor in a nested value by a tensor of the same shape and dtype on the ``meta`` device."""
+    if isinstance(value, torch.Size):
+        return value  # tree_map would make a tuple of it
     return tree_map(lambda v: _empty_like(v) if isinstance(v, Tensor) else v, value)
 
 
@@ -153,9 +155,16 @@ class MetaRunner:
     @staticmethod
     def _accepts(module: nn.Module, x: Tensor) -> bool:
         """Whether a shape-keeping layer fits its input; if not, running it raises the layer's own error."""
+        check: Callable[[Tensor], None] | None = getattr(module, "_check_input_dim", None)
+        if check is not None:
+            check(x)
         channels = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
         if channels is not None:
             return x.dim() > 1 and x.shape[1] == channels
+        if isinstance(module, nn.PReLU):
+            return module.num_parameters == 1 or (x.dim() > 1 and x.shape[1] == module.num_parameters)
+        if isinstance(module, nn.Softmax) and module.dim is not None:
+            x.size(module.dim)  # on the meta device nothing else says that there is no such dimension
         shape = getattr(module, "normalized_shape", None)
         return shape is None or tuple(x.shape[-len(shape) :]) == tuple(shape)
 
@@ -166,21 +175,21 @@ class MetaRunner:
             sizes = [len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
             if x.dim() > 1 and all(size == x.shape[1] for size in sizes):
                 return x.new_empty(x.shape)
-        named: dict[str, Any] = tree_map(self._undevice, dict(kwargs))
+        named: dict[str, Any] = self._undevice(dict(kwargs))
         if function in _FACTORIES:
             named["device"] = META
         with torch.no_grad():
-            return function(*tree_map(self._undevice, args), **named)
+            return function(*self._undevice(args), **named)
 
     def method(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a tensor's method gives on meta tensors."""
         if name in ("cuda", "cpu", "pin_memory"):
             return args[0]
-        args = tree_map(self._undevice, args)
+        args = self._undevice(args)
         if name == "to" and len(args) > 1 and isinstance(args[1], str):
             args = (args[0], META, *args[2:])
         with torch.no_grad():
-            return getattr(args[0], name)(*args[1:], **tree_map(self._undevice, dict(kwargs)))
+            return getattr(args[0], name)(*args[1:], **self._undevice(dict(kwargs)))
 
     def get(self, value: Any, name: str) -> Any:
         """An attribute of a value; a tensor's device is the model's, never ``meta``."""
@@ -195,4 +204,8 @@ class MetaRunner:
 
     @staticmethod
     def _undevice(value: Any) -> Any:
-        return META if isinstance(value, torch.device) else value
+        return tree_map(lambda v: META if isinstance(v, torch.device) else v, value, is_leaf=_is_size)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, torch.Size)  # of which tree_map would make a tuple

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["FAILURES", "CaptureTracer", "twin_of", "user_frame", "value_of"]
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from fxprune.opaque import (
     UNKNOWN,
     Rebuilt,
     differences,
+    map_leaves,
 )
 from fxprune.proxies import ValueProxy
 from fxprune.shapes import MetaRunner, to_meta
@@ -78,6 +80,7 @@ class CaptureTracer(fx.Tracer):
             self.tensors[self.names[id(tensor)]] = tensor
         self.helpers: dict[str, nn.Module] = {}
         self.failure: tuple[str, BaseException] | None = None
+        self.refused: fx.Node | None = None
         self._constants: list[Tensor] = []
         self.evaluating = False
         self._varying = False
@@ -119,6 +122,8 @@ class CaptureTracer(fx.Tracer):
             if self._varying:
                 self._follow(node)
         except FAILURES as error:
+            if self.failure is None:
+                self.refused = node
             self.note_failure(self._where(node), error)
             raise
         finally:
@@ -213,6 +218,30 @@ class CaptureTracer(fx.Tracer):
         if node.target is getattr:
             return self.runner.get(args[0], str(args[1]))
         return self.runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
+
+    def own_error(self) -> BaseException | None:
+        """What the call that failed on the meta device raises on numbers: the model's own words."""
+        node = self.refused
+        if node is None or self.runner.device.type == "meta":
+            return None
+        values = fx.node.map_arg((node.args, node.kwargs), value_of)
+        args, kwargs = map_leaves(self._zeros, values)
+        try:
+            with torch.no_grad():
+                if node.op == "call_module":
+                    copy.deepcopy(self.root.get_submodule(str(node.target)))(*args, **kwargs)
+                elif node.op == "call_method":
+                    getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                elif node.op == "call_function":
+                    node.target(*args, **kwargs)  # type: ignore[operator]
+        except FAILURES as error:
+            return error
+        return None
+
+    def _zeros(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.zeros(value.shape, dtype=value.dtype, device=self.runner.device)
 
     def _argument(self, target: str) -> str:
         """The argument that a placeholder stands for; torch.fx numbers those that it bakes in."""

@@ -257,7 +257,6 @@ def test_inputs_that_the_model_refuses_give_its_own_error(inputs: Tensor, match:
     assert type(caught.value.__cause__) is type(theirs.value)
 
 
-@pytest.mark.xfail(strict=True, reason="on the meta device the message is 'Invalid channel dimensions'")
 def test_the_error_is_the_models_own_word_for_word() -> None:
     model = Net(lambda s, x: s.end(s.a(x)))
     with pytest.raises(RuntimeError) as theirs:
