@@ -12,12 +12,14 @@ __all__ = ["FAILURES", "TRAINING_FLAG", "Example", "bind_example", "conform", "s
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from fxprune.arguments import expect
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import CodeTracer, patched, unchanged
@@ -106,13 +108,12 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     example = bind_example(model, example_inputs)
     first = next((t for t in [*model.parameters(), *model.buffers()]), None)
     device = first.device if first is not None else torch.device("cpu")
-    concrete = {name: value for name, value in example.items() if not _holds_tensor(value)}
     lessons = Lessons()
     while True:
         tracer = Ladder(model, example, device, lessons)
         try:
             with unchanged(model, tracer), patched(tracer):
-                graph = tracer.trace(model, concrete_args=concrete or None)
+                graph = tracer.trace(model)
             break
         except (Again, Converts) as ended:
             lessons.take(ended, model)
@@ -129,9 +130,19 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
 
 def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModule:
     graph.eliminate_dead_code(lambda node: _has_effect(node, model))
-    for node in graph.find_nodes(op="placeholder"):
-        if not node.users and not _holds_tensor(node.meta["val"]) and str(node.target) not in tracer.example:
-            graph.erase_node(node)  # an argument that is no tensor: its value is part of the graph
+    inputs = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(inputs[-1]) if inputs else nullcontext():
+        for node in reversed(inputs):
+            name, value = str(node.target), node.meta["val"]
+            if name in tracer.baked:
+                graph.call_function(expect, (node, value, name)).meta["val"] = None
+            elif "counted" in node.meta:
+                check = graph.call_function(expect, (node, len(value), f"len({name.lstrip('*')})"))
+                check.meta["val"] = None
+                with graph.inserting_before(check):
+                    length = graph.call_function(len, (node,))
+                length.meta["val"] = len(value)
+                check.args = (length, *check.args[1:])
     root: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op == "output":
@@ -181,12 +192,6 @@ def _has_effect(node: fx.Node, model: nn.Module) -> bool:
         or node.kwargs.get("out") is not None
         or (name.endswith("_") and not name.endswith("__"))
     )
-
-
-def _holds_tensor(value: Any) -> bool:
-    found: list[bool] = []
-    tree_map(lambda v: found.append(True) if isinstance(v, Tensor) else None, value)
-    return bool(found)
 
 
 def _describe(example: Mapping[str, Any]) -> str:

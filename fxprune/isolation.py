@@ -211,7 +211,7 @@ class CodeTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace the code; what makes numbers of sizes goes into the graph as it came out of it."""
-        numeric = {f.__name__: _recorded(self, f) for f in (int, float, round, max, min)}
+        numeric = {f.__name__: _recorded(self, f) for f in (int, float, len, round, max, min)}
         with _replaced(type(root).forward.__globals__, numeric), _factories(self):
             return super().trace(root, concrete_args)
 

@@ -117,6 +117,8 @@ class ValueProxy(WritingProxy):
             raise TraceError("the control flow depends on a length that depends on the values of a tensor")
         if isinstance(twin, Tensor):
             notice("len", 1)
+        elif self.node.op == "placeholder":
+            self.node.meta["counted"] = True
         return len(twin)
 
     def _item(self, key: Any) -> Any:

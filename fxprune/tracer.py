@@ -8,6 +8,8 @@ from __future__ import annotations
 __all__ = ["FAILURES", "CaptureTracer", "twin_of", "user_frame", "value_of"]
 
 import copy
+import functools
+import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._symbolic_trace import _orig_module_call
 
+from fxprune.arguments import holds_tensor, is_literal
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
 from fxprune.opaque import (
@@ -80,6 +84,8 @@ class CaptureTracer(fx.Tracer):
             self.tensors[self.names[id(tensor)]] = tensor
         self.helpers: dict[str, nn.Module] = {}
         self.failure: tuple[str, BaseException] | None = None
+        self.baked: dict[str, Any] = {}
+        self._defaults = False
         self.refused: fx.Node | None = None
         self._constants: list[Tensor] = []
         self.evaluating = False
@@ -90,6 +96,39 @@ class CaptureTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A proxy with a value."""
         return ValueProxy(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The inputs, and the forward of the model, with its hooks around it."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        if not (self.root._forward_hooks or self.root._forward_pre_hooks):
+            return function, args
+
+        def hooked(root: nn.Module, *inputs: Any) -> Any:
+            object.__setattr__(root, "forward", functools.partial(function, root))
+            try:
+                return _orig_module_call(root, *inputs)
+            finally:
+                object.__delattr__(root, "forward")
+
+        return hooked, args
+
+    def _proxy_placeholder(self, name: str, concrete_args: Any, sig: inspect.Signature, fn_for_analysis: Any) -> Any:
+        """An argument of the model; one that is no tensor keeps its place, and the graph has its value."""
+        value = self.example[name.lstrip("*")]
+        default: tuple[Any, ...] = ()
+        if not name.startswith("*"):
+            given = sig.parameters[name].default
+            if given is not inspect.Parameter.empty or self._defaults:
+                self._defaults = True
+                default = (None if holds_tensor(value) or not is_literal(value) else value,)
+            if not holds_tensor(value):
+                if is_literal(value):
+                    self.create_proxy("placeholder", name, default, {})
+                    self.baked[name] = value
+                return value
+        return self.create_proxy("placeholder", name, default, {}, type_expr=fn_for_analysis.__annotations__.get(name))
 
     def create_arg(self, a: Any) -> Any:
         """Lower an argument; tensors that belong to no module are kept aside, not hung into the user's model."""
@@ -200,7 +239,7 @@ class CaptureTracer(fx.Tracer):
 
     def _evaluate(self, node: fx.Node, of: Callable[[fx.Node], Any]) -> Any:
         if node.op == "placeholder":
-            return to_meta(self.example[self._argument(str(node.target))])
+            return to_meta(self.example[str(node.target).lstrip("*")])
         if node.op == "get_attr":
             return self.runner.attribute(self.tensors[str(node.target)])
         if node.op == "output":
@@ -242,11 +281,6 @@ class CaptureTracer(fx.Tracer):
         if not isinstance(value, Tensor):
             return value
         return torch.zeros(value.shape, dtype=value.dtype, device=self.runner.device)
-
-    def _argument(self, target: str) -> str:
-        """The argument that a placeholder stands for; torch.fx numbers those that it bakes in."""
-        name = target.lstrip("*")
-        return name if name in self.example else name.rpartition("_")[0]
 
     def _where(self, node: fx.Node) -> str:
         path = self.scope.module_path or "the model itself"

@@ -294,9 +294,9 @@ def test_a_write_by_out_stays() -> None:
         assert same(trace(model, images())(images()), model(images()))
 
 
-@pytest.mark.xfail(strict=True, reason="torch.fx does not call the root's hooks")
-def test_a_hook_of_the_root_is_run() -> None:
+def test_hooks_of_the_root_are_run() -> None:
     model = Net(lambda s, x: s.end(s.a(x))).eval()
+    model.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
     model.register_forward_hook(lambda module, args, out: out * 2)
     assert same(trace(model, images())(images()), model(images()))
 
