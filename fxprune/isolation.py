@@ -87,7 +87,7 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
     try:
         for name, module in model.named_modules():
             if not tracer.is_leaf_module(module, name):
-                object.__setattr__(module, "training", Flag.of(module, name))
+                object.__setattr__(module, "training", Flag.of(module.training, name))
         yield
     finally:
         for now, before in saved:

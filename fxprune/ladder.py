@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Again", "Ladder", "Lessons"]
 
 import copy
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +19,11 @@ from torch import Tensor, fx, nn
 
 from fxprune.conversion import Converts
 from fxprune.decompositions import DECOMPOSITIONS
+from fxprune.modes import FOLLOWS, OPPOSES, Differ, Mode, counters, merge
 from fxprune.opaque import Closed, OpaqueCall, Probed, Spy, blank_copy, enclosing, holds_proxy, map_leaves, probe
 from fxprune.proxies import ValueProxy
 from fxprune.tracer import FAILURES, CaptureTracer, twin_of, user_frame
+from fxprune.training import Flag, mode_of
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 
@@ -102,17 +105,84 @@ class Ladder(CaptureTracer):
             decomposed = DECOMPOSITIONS.get(type(m))
             if decomposed is not None:
                 return super().call_module(m, lambda *a, **k: decomposed(m, *a, **k), args, kwargs)
-            return super().call_module(m, forward, args, kwargs)
+            traced = super().call_module
+            return self._in_both_modes(m, last, lambda: traced(m, forward, args, kwargs))
         except FAILURES as error:
             self.note_failure(path, error)
             self.try_again(error)
-            self._take_back(last)
+            self.take_back(last)
             self.module_stack.clear()
             self.module_stack.update(stack)
             self.scope.module_path, self.scope.module_type = scope
             proxy = self._opaque(path, args, kwargs, self._probe_module(m, args, kwargs), self.reason(error))
             self.failure = None
             return proxy
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The inputs, and the forward of the model, which may decide by its mode as well."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+
+        def forward(root: nn.Module, *inputs: Any) -> Any:
+            return self._in_both_modes(root, next(iter(reversed(self.graph.nodes))), lambda: function(root, *inputs))
+
+        return forward, args
+
+    def _in_both_modes(self, module: nn.Module, last: fx.Node, run: Callable[[], Any]) -> Any:
+        """Trace a module; if it decides by its mode, see what it does in the other one, and let flags follow the mode.
+
+        Where more than flags differ, the graph has what the model does in the mode that it is in.
+        """
+        flag = vars(module)["training"]
+        if type(flag) is not Flag:
+            return run()
+        flag.decided = False
+        out = run()
+        if not flag.decided:
+            return out
+        end = next(iter(reversed(self.graph.nodes)))
+        stored = [(vars(part), dict(vars(part))) for part in module.modules()]
+        object.__setattr__(module, "training", Flag.of(not flag.on, flag.owner))
+        failure = self.failure
+        try:
+            other = run()
+            nodes, others = self.nodes_after(last), self.nodes_after(end)
+            nodes = nodes[: len(nodes) - len(others)]
+            changes = merge(nodes, others, self.create_arg(out), self.create_arg(other), Mode(flag.on, flag.target))
+            counted = [str(n.args[0].target) for n in counters(others) if not flag.on]  # type: ignore[union-attr]
+            counted_here = counters(nodes) if flag.on else []
+        except (Again, Converts, Differ, *FAILURES):
+            self.failure = failure
+            changes, counted, counted_here = [], [], []
+        finally:
+            for now, before in stored:
+                now.clear()
+                now.update(before)
+            self.take_back(end)
+        if changes or counted or counted_here:
+            self._follow(flag, changes, counted, counted_here)
+        return out
+
+    def _follow(
+        self, flag: Flag, changes: list[tuple[fx.Node, Any, Any]], counted: list[str], counted_here: list[fx.Node]
+    ) -> None:
+        on = self.flag_node(flag)
+        off: list[fx.Node] = []
+
+        def filled(value: Any) -> Any:
+            if value is OPPOSES and not off:
+                with self.graph.inserting_after(on):
+                    off.append(self.graph.call_function(operator.not_, (on,)))
+                off[0].meta["val"] = not flag.on
+            return on if value is FOLLOWS else off[0] if value is OPPOSES else value
+
+        for node, args, kwargs in changes:
+            node.args, node.kwargs = fx.node.map_aggregate(args, filled), fx.node.map_aggregate(kwargs, filled)
+        for node in counted_here:
+            node.args = (node.args[0], on)
+        for name in counted:
+            self.create_proxy("call_method", "add_", (self.tensor_node(self.tensors[name]), ValueProxy(on, self)), {})
 
     def try_again(self, error: BaseException) -> None:
         """Give up this attempt if what failed is a function that can be closed.
@@ -130,12 +200,12 @@ class Ladder(CaptureTracer):
             return closed.function(*args, **kwargs)
         owner, rest = ((), args) if closed.kind in ("function", "staticmethod") else (args[:1], args[1:])
         tensors: dict[str, Tensor] = {}
-        path, training = self.scope.module_path, bool(getattr(self.root, "training", False))
+        path, training = self.scope.module_path, mode_of(self.root)
         self.evaluating = True
         try:
             if owner and isinstance(owner[0], nn.Module):
                 tensors = {**dict(owner[0].named_parameters()), **dict(owner[0].named_buffers())}
-                path, training = self.path_of_module(owner[0]), bool(owner[0].training)
+                path, training = self.path_of_module(owner[0]), mode_of(owner[0])
                 copied: tuple[Any, ...] = (self._blank_copy(owner[0], path),)
             else:
                 copied = copy.deepcopy(owner)

@@ -136,7 +136,7 @@ class CaptureTracer(fx.Tracer):
         if issubclass(kind, fx.Proxy):
             return a.node
         if kind is Flag:
-            return self._flag_node(a)
+            return self.flag_node(a)
         if isinstance(a, Tensor):
             return self.tensor_node(a).node
         if kind is torch.Size:
@@ -159,7 +159,7 @@ class CaptureTracer(fx.Tracer):
         try:
             node.meta["val"] = self._evaluate(node, value_of)
             if self._varying:
-                self._follow(node)
+                self._follow_twin(node)
         except FAILURES as error:
             if self.failure is None:
                 self.refused = node
@@ -198,17 +198,16 @@ class CaptureTracer(fx.Tracer):
         proxy: ValueProxy = self.create_proxy("get_attr", name, (), {})
         return proxy
 
-    def _flag_node(self, flag: Flag) -> fx.Node:
+    def flag_node(self, flag: Flag) -> fx.Node:
         """The one node that says whether a module is training; it stands behind the inputs."""
-        target = f"{flag.owner}.{TRAINING_FLAG}" if flag.owner else TRAINING_FLAG
-        known = self.graph.find_nodes(op="call_module", target=target)
+        known = self.graph.find_nodes(op="call_module", target=flag.target)
         if known:
             found: fx.Node = known[0]
             return found
         inputs = self.graph.find_nodes(op="placeholder")
         with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
-            node = self.graph.call_module(target)
-        node.meta["val"] = bool(flag)
+            node = self.graph.call_module(flag.target)
+        node.meta["val"] = flag.on
         return node
 
     def add_helper(self, stem: str, helper: nn.Module) -> str:
@@ -224,7 +223,7 @@ class CaptureTracer(fx.Tracer):
             self._varying = True
             node.meta["varies"], node.meta["twin"] = varies, twin
 
-    def _follow(self, node: fx.Node) -> None:
+    def _follow_twin(self, node: fx.Node) -> None:
         """See whether what depends on numbers behind an opaque call decides the value of a node."""
         sources = [n for n in node.all_input_nodes if "varies" in n.meta]
         if not sources:
@@ -298,8 +297,19 @@ class CaptureTracer(fx.Tracer):
         reason = self.failure[1] if self.failure else error
         return f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
 
-    def _take_back(self, last: fx.Node) -> None:
-        while (node := next(iter(reversed(self.graph.nodes)))) is not last:
+    def nodes_after(self, last: fx.Node) -> list[fx.Node]:
+        """What was recorded since a node was the last; nodes of modes belong to all."""
+        found = []
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            if not str(node.target).endswith(TRAINING_FLAG):
+                found.append(node)
+        return found[::-1]
+
+    def take_back(self, last: fx.Node) -> None:
+        """Forget what was recorded since a node was the last."""
+        for node in reversed(self.nodes_after(last)):
             self.graph.erase_node(node)
 
 

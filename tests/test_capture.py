@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, images, same, survives
+from networks import Net, holds, images, same, sizes, survives
 from torch import Tensor, fx, nn
 
 from fxprune.capture import TRAINING_FLAG, source_of, trace, value_of
@@ -368,13 +368,52 @@ def _chosen(s: Any) -> bool:
 
 
 @pytest.mark.parametrize("mode", [lambda s: bool(s.training), lambda s: s.training or s.a.bias is None, _chosen])
-@pytest.mark.xfail(strict=True, reason="a mode that is computed with becomes a constant")
 def test_a_mode_that_is_computed_with_is_followed(mode: Callable[[Any], Any]) -> None:
     model = Net(lambda s, x: F.dropout(s.a(x), 0.5, mode(s))).eval()
     gm = trace(model, images())
     assert same(gm(images()), gm(images()))
     gm.train()
     assert not same(gm(images()), gm(images()))
+
+
+@pytest.mark.parametrize("traced_in", [True, False])
+def test_a_batch_norm_that_decides_by_its_mode_is_followed(traced_in: bool) -> None:
+    from timm.layers import BatchNormAct2d
+
+    model = randomize(Net(lambda s, x: s.end(s.n(s.a(x))), n=BatchNormAct2d(8))).train(traced_in)
+    gm = trace(model, images())
+    assert gm.training is traced_in
+    for training in (True, False, True):
+        theirs, ours = copy.deepcopy(model).train(training), copy.deepcopy(gm).train(training)
+        for batch in (2, 3):
+            assert same(ours(images(batch)), theirs(images(batch)))
+        assert same(ours.state_dict(), theirs.state_dict())
+    deps = holds(Net(lambda s, x: s.end(s.n(s.a(x))), n=BatchNormAct2d(8)))
+    assert sizes(deps) == {"a": 8, "b": 6}
+
+
+def test_a_mode_that_decides_what_is_done_is_that_of_the_model() -> None:
+    class Skips(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if self.training else x
+
+    model = Net(lambda s, x: s.end(s.skips(s.a(x))), skips=Skips())
+    assert same(trace(model.train(), images())(images()), model(images()))
+    gm = trace(model.eval(), images())
+    assert same(gm(images()), model(images()))
+    assert nodes(gm, "call_module") == ["a", "b", "h"]
+
+
+def test_what_a_module_stores_is_what_it_stored_in_the_mode_of_the_model() -> None:
+    class Stores(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = x * 2
+            return F.dropout(x, 0.5, bool(self.training))
+
+    model = Net(lambda s, x: s.end(s.stores(s.a(x)) + s.stores.kept), stores=Stores()).eval()
+    gm = trace(model, images())
+    assert same(gm(images()), model(images()))
+    assert not same(gm.train()(images()), gm(images()))
 
 
 def test_a_model_without_memory_can_be_traced() -> None:
