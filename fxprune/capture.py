@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from fxprune.arguments import expect
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
 from fxprune.proxies import WRITERS
+from fxprune.signature import expect
 from fxprune.tracer import FAILURES, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
 

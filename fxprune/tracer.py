@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _orig_module_call
 
-from fxprune.arguments import holds_tensor, is_literal
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
 from fxprune.opaque import (
@@ -31,6 +30,7 @@ from fxprune.opaque import (
 )
 from fxprune.proxies import ValueProxy
 from fxprune.shapes import MetaRunner, to_meta
+from fxprune.signature import holds_tensor, is_literal
 from fxprune.training import TRAINING_FLAG, Flag
 
 FAILURES = (
