@@ -6,6 +6,7 @@ __all__ = ["Refinement", "Structure", "read", "resolve"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,9 @@ from torch import fx
 
 from fxprune.labels import IntArray, Reason
 from fxprune.recorder import Cover, Freeze, Recorder, Rect, Tie, numbers
-from fxprune.rules import attention, elementwise, layers, movement, normalisation, spatial
+from fxprune.rules import attention, elementwise, indexing, layers, movement, normalisation, pieces, spatial
 
-RULE_MODULES = (attention, elementwise, layers, movement, normalisation, spatial)
+RULE_MODULES = (attention, elementwise, indexing, layers, movement, normalisation, pieces, spatial)
 """The modules whose import fills the table of rules."""
 
 _HASHES = 0x5EED
@@ -42,6 +43,20 @@ class Refinement:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """The classes of one group.
+
+    Attributes:
+        units: The units of each class.
+        balance: Equations over the classes, shape ``(equations, classes)``: counts that leave all blocks of every
+            constraint equal give 0.
+    """
+
+    units: tuple[IntArray, ...]
+    balance: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Structure:
     """Units, classes and groups.
 
@@ -54,6 +69,7 @@ class Structure:
         groups: How many groups there are, in the order of their first producer.
         kind: The class of each unit: units of one class can stand in for one another.
         rects: Unit by block and position of every rectangular constraint that matters; shape ``(blocks, size)``.
+        derived: Ties and freezes that follow from the others and from what must stay rectangular.
     """
 
     recorder: Recorder
@@ -64,11 +80,42 @@ class Structure:
     groups: int
     kind: IntArray
     rects: tuple[IntArray, ...]
+    derived: tuple[Tie | Freeze, ...]
     members: tuple[IntArray, ...] = field(default=())
+    _classes: dict[int, Classes] = field(default_factory=dict, repr=False)
 
     def alive(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Whether each label is kept, given whether each unit is."""
         return kept[self.unit]
+
+    @cached_property
+    def pieces(self) -> dict[int, list[IntArray]]:
+        """By class, sets of its units of which one must stay: the channels of tensors that are parts of others."""
+        sizes = np.bincount(self.kind)
+        known: set[bytes] = set()
+        found: dict[int, list[IntArray]] = {}
+        for piece in self.recorder.pieces:
+            units = self.unit[piece]
+            kind = self.kind[units[0]]
+            if self.group[units[0]] < 0 or (self.kind[units] != kind).any():
+                continue
+            units = np.unique(units)
+            if len(units) < sizes[kind] and units.tobytes() not in known:  # of a whole class, one stays anyway
+                known.add(units.tobytes())
+                found.setdefault(int(kind), []).append(units)
+        return found
+
+    def classes(self, group: int) -> Classes:
+        """The classes of a group."""
+        if group not in self._classes:
+            members = self.members[group]
+            kinds, index = np.unique(self.kind[members], return_inverse=True)
+            if len(kinds) == 1:
+                self._classes[group] = Classes((members,), np.zeros((0, 1)))
+            else:
+                units = tuple(members[index == number] for number in range(len(kinds)))
+                self._classes[group] = Classes(units, _balance(self, kinds, np.bincount(index), group))
+        return self._classes[group]
 
     def escalate(self, labels: IntArray, node: str, place: str) -> Refinement:
         """Answer a conflict: first tell pieces apart, then give up choices of single blocks, then freeze."""
@@ -99,6 +146,19 @@ class Structure:
         return label[units].reshape(-1)
 
 
+def _balance(structure: Structure, kinds: IntArray, sizes: IntArray, group: int) -> NDArray[np.float64]:
+    """One row for each block but the first: its share of every class, less that of the first."""
+    rows: list[NDArray[np.float64]] = [np.zeros((0, len(kinds)))]
+    for blocks in structure.rects:
+        inside = structure.group[blocks] == group
+        if not inside.any():
+            continue
+        position = np.searchsorted(kinds, structure.kind[blocks]) + len(kinds) * np.arange(len(blocks))[:, None]
+        share = np.bincount(position[inside], minlength=len(blocks) * len(kinds)).reshape(len(blocks), -1)
+        rows.append((share[1:] - share[:1]) / sizes)
+    return np.concatenate(rows)
+
+
 def read(gm: fx.GraphModule) -> Recorder:
     """The first reading of a traced graph."""
     recorder = Recorder(gm)
@@ -112,10 +172,11 @@ def _components(count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> tuple[
     columns = np.concatenate([b for _, b in ties]) if ties else np.zeros(0, dtype=np.int64)
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(count, count))
     units, raw = connected_components(graph, directed=False)
-    _, first = np.unique(raw, return_index=True)
-    order: IntArray = np.argsort(np.argsort(first)).astype(np.int64)
-    unit: IntArray = order[raw]
-    return unit, int(units)
+    first = np.zeros(units, dtype=np.int64)
+    first[raw[::-1]] = np.arange(count - 1, -1, -1)  # of several values for one place the last stays
+    rank = np.zeros(units, dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(units)
+    return rank[raw], int(units)
 
 
 def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
@@ -128,63 +189,73 @@ def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
     Returns:
         The structure.
     """
-    ties = [(t.a, t.b) for t in (*recorder.ties, *refinement.ties)]
-    for freeze in (*recorder.freezes, *refinement.freezes):
-        ties.append((np.zeros_like(freeze.labels), freeze.labels))
+    given: list[Tie | Freeze] = [*recorder.ties, *refinement.ties, *recorder.freezes, *refinement.freezes]
+    ties = [_pair(constraint) for constraint in given]
+    derived: list[Tie | Freeze] = []
     unit, units = _components(recorder.count, ties)
     while True:
         group = _by_producer(recorder, unit, units)
         rects: list[IntArray] = []
-        more = [tie for cover in recorder.covers for tie in _settle_uniform(cover, unit)]
+        more = [constraint for cover in recorder.covers for constraint in _settle_uniform(cover, unit)]
         if not more:
             rects, more = _settle_rects(recorder.rects, unit, group)
         if not more:
             more = _settle_lines(recorder.covers, unit, rects)
         if not more:  # last, as what stands for a line may only be held when the line is known to stay one
-            more = [tie for cover in recorder.covers for tie in _hold_parents(cover, unit)]
+            more = [constraint for cover in recorder.covers for constraint in _hold_parents(cover, unit)]
         if not more:
             break
-        ties += more
+        derived += more
+        ties += [_pair(constraint) for constraint in more]
         unit, units = _components(recorder.count, ties)
     group, kind = _couple(recorder, unit, units, group, rects, refinement)
     count = int(group.max()) + 1 if group.size else 0
     order = np.argsort(group, kind="stable")
     members = tuple(np.split(order, np.searchsorted(group[order], np.arange(count)))[1:]) if count else ()
-    return Structure(recorder, refinement, unit, units, group, count, kind, tuple(rects), members)
+    return Structure(recorder, refinement, unit, units, group, count, kind, tuple(rects), tuple(derived), members)
 
 
-def _settle_uniform(cover: Cover, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
+def _pair(constraint: Tie | Freeze) -> tuple[IntArray, IntArray]:
+    """Labels that are held together; what is frozen goes with label 0."""
+    if isinstance(constraint, Tie):
+        return constraint.a, constraint.b
+    return np.zeros_like(constraint.labels), constraint.labels
+
+
+def _settle_uniform(cover: Cover, unit: IntArray) -> list[Tie | Freeze]:
     """What stands for a line of one unit goes with it; a position that stays holds it."""
     lines = unit[cover.child]
     owners = np.zeros(len(lines), dtype=np.int64) if cover.parent is None else cover.parent
     differs = (lines == lines[:, :1]).all(axis=1) & (unit[owners] != lines[:, 0])
-    return [(owners[differs], cover.child[differs, 0])] if differs.any() else []
+    if not differs.any():
+        return []
+    if cover.parent is None:
+        return [Freeze(cover.child[differs, 0], Reason(cover.text, cover.node))]
+    return [Tie(owners[differs], cover.child[differs, 0], cover.node)]
 
 
-def _hold_parents(cover: Cover, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
+def _hold_parents(cover: Cover, unit: IntArray) -> list[Tie | Freeze]:
     """What stands for a line of several units stays, as some of them do."""
     if cover.parent is None:
         return []
     lines = unit[cover.child]
     held = cover.parent[(lines != lines[:, :1]).any(axis=1) & (unit[cover.parent] != 0)]
-    return [(np.zeros_like(held), held)] if held.size else []
+    return [Freeze(held, Reason(cover.text, cover.node))] if held.size else []
 
 
-def _settle_lines(
-    covers: Sequence[Cover], unit: IntArray, rects: Sequence[IntArray]
-) -> list[tuple[IntArray, IntArray]]:
+def _settle_lines(covers: Sequence[Cover], unit: IntArray, rects: Sequence[IntArray]) -> list[Tie | Freeze]:
     """Lines that something stands for stay lines: either they are blocks of a constraint, or they go as a whole."""
     if not rects:
         return []
     weight = np.random.default_rng(_HASHES).integers(1, 2**63, int(unit.max()) + 1, dtype=np.uint64)
     blocks = {int(number) for rect in rects for number in weight[rect].sum(axis=1)}
-    more = []
+    more: list[Tie | Freeze] = []
     for cover in covers:
         lines = unit[cover.child]
         if len(lines) < 2 or (lines == lines[:, :1]).all():
             continue
         if not blocks.issuperset(weight[lines].sum(axis=1).tolist()):
-            more.append((np.repeat(cover.child[:, 0], lines.shape[1]), cover.child.reshape(-1)))
+            more.append(Tie(np.repeat(cover.child[:, 0], lines.shape[1]), cover.child.reshape(-1), cover.node))
     return more
 
 
@@ -197,8 +268,8 @@ def _by_producer(recorder: Recorder, unit: IntArray, units: int) -> IntArray:
     for position, use in enumerate(recorder.uses):
         if use.role == _REMOVABLE and use.axis not in seen:
             seen.add(use.axis)
-            made = np.unique(unit[numbers(use.labels)])
-            signature[made] += rng.integers(1, 2**63, dtype=np.uint64)
+            made = unit[numbers(use.labels)]
+            signature[made] += rng.integers(1, 2**63, dtype=np.uint64)  # once each, however often a unit is made
             first[made] = np.minimum(first[made], position)
     signature[0] = 0
     found = np.flatnonzero(signature)
@@ -222,15 +293,13 @@ def _renumber(group: IntArray, first: IntArray) -> IntArray:
     return result
 
 
-def _settle_rects(
-    rects: Sequence[Rect], unit: IntArray, group: IntArray
-) -> tuple[list[IntArray], list[tuple[IntArray, IntArray]]]:
+def _settle_rects(rects: Sequence[Rect], unit: IntArray, group: IntArray) -> tuple[list[IntArray], list[Tie | Freeze]]:
     """The constraints left between units, as blocks that keep equally many; and ties where none works."""
     settled: list[IntArray] = []
     known: set[tuple[tuple[int, ...], bytes]] = set()
     signature = np.zeros(len(group), dtype=np.uint64)
     rng = np.random.default_rng(_HASHES)
-    more: list[tuple[IntArray, IntArray]] = []
+    more: list[Tie | Freeze] = []
     for rect in rects:
         lines: IntArray = unit[rect.labels]
         free = rect.free
@@ -243,7 +312,8 @@ def _settle_rects(
                 free = None if free is None or free == dim else free - (free > dim)
         if whole and lines.size > 1:  # a block of one unit could only lose all that it has
             loose = np.unique(rect.labels[unit[rect.labels] > 0])
-            more += [(np.zeros_like(loose), loose)] if loose.size else []
+            text = "its channels lie in blocks of one, and every block must keep equally many"
+            more += [Freeze(loose, Reason(text, rect.node))] if loose.size else []
             continue
         if lines.ndim < 2 or (group[lines] < 0).all():
             continue
@@ -259,7 +329,8 @@ def _settle_rects(
         fixed = (group[blocks] < 0).sum(axis=1)
         if (fixed != fixed[0]).any():
             loose = np.unique(rect.labels[group[unit[rect.labels]] >= 0])
-            more.append((np.zeros_like(loose), loose))
+            text = "its channels lie in blocks of which some hold more channels that stay than others"
+            more.append(Freeze(loose, Reason(text, rect.node)))
             continue
         settled.append(blocks)
         for row in blocks:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
-from fxprune.errors import TraceError, UnknownNameError, nearest_names
-from fxprune.planning import Ratio, plan_channels
+from fxprune.errors import ArgumentTypeError, TraceError, UnknownNameError, nearest_names
+from fxprune.planning import plan_channels
+from fxprune.ratios import Ratio
 
 
 def prune_channels(
@@ -28,6 +29,7 @@ def prune_channels(
     exclude: Iterable[str] = (),
     round_to: int = 1,
     submodule: str | None = None,
+    heads: bool = False,
 ) -> nn.Module:
     """Trace a model, plan, and rewrite.
 
@@ -41,6 +43,7 @@ def prune_channels(
         round_to: Round kept channels up to a multiple of this.
         submodule: Name of one part, such as ``"backbone"``, to prune in place of the whole; names in ``ratio`` and
             ``exclude`` are then relative to it. What goes in and out of the part keeps its shape.
+        heads: Remove whole heads of attentions in place of dimensions of every head.
 
     Returns:
         A new ``torch.fx.GraphModule`` with fewer channels; with ``submodule``, a copy of the model in which that part
@@ -55,10 +58,10 @@ def prune_channels(
     """
     if submodule is not None:
         part, inputs = _part(model, example_inputs, submodule)
-        small = prune_channels(part, inputs, ratio, criterion, scope, exclude, round_to)
+        small = prune_channels(part, inputs, ratio, criterion, scope, exclude, round_to, heads=heads)
         return copy.deepcopy(model, {id(part): small})
     deps = DependencyGraph.from_model(model, example_inputs)
-    return plan_channels(deps, ratio, criterion, scope, exclude, round_to).apply(model)
+    return plan_channels(deps, ratio, criterion, scope, exclude, round_to, heads).apply(model)
 
 
 class _Reached(BaseException):
@@ -67,6 +70,9 @@ class _Reached(BaseException):
 
 def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Module, Mapping[str, Any]]:
     """A submodule and the inputs that it gets for the example, from a run in evaluation mode up to there."""
+    if not isinstance(model, nn.Module) or not isinstance(name, str):
+        kinds = f"a {type(model).__name__} and a {type(name).__name__}"
+        raise ArgumentTypeError(f"submodule= needs an nn.Module and the name of one of its parts, not {kinds}")
     modules = dict(model.named_modules())
     if name not in modules or not name:
         raise UnknownNameError(f"no submodule '{name}'; {nearest_names(name, [n for n in modules if n])}")

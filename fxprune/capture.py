@@ -17,12 +17,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
+from fxprune.nested import map_nested
 from fxprune.proxies import WRITERS
 from fxprune.signature import expect
 from fxprune.tracer import FAILURES, value_of
@@ -198,7 +198,7 @@ def _describe(example: Mapping[str, Any]) -> str:
     def shape(value: Any) -> Any:
         return _Shown(f"tensor{list(value.shape)}") if isinstance(value, Tensor) else value
 
-    return ", ".join(f"{name}: {tree_map(shape, value)!r}" for name, value in example.items())
+    return ", ".join(f"{name}: {map_nested(shape, value)!r}" for name, value in example.items())
 
 
 class _Shown(str):

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis import Structure
@@ -20,6 +21,10 @@ from fxprune.selection import FloatArray
 
 Criterion: TypeAlias = str | Callable[[ChannelGroup], Tensor | Sequence[float]]
 """The name of a criterion, or a function that gives a group's units one score each, in the order of the channels."""
+
+
+_PIECE = 1 << 17
+"""Elements that are squared at a time on a CPU: half a megabyte in float32."""
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -35,95 +40,140 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def squared_norms(tensor: Tensor, axis: Axis) -> FloatArray:
     """The squared L2 norm of a weight's slice for each channel of an axis; shape ``(axis_length,)``."""
-    squares = tensor.detach()
-    squares = squares.square() if squares.dtype in (torch.float32, torch.float64) else squares.float().square()
+    weight = tensor.detach()
+    dtype = torch.promote_types(weight.dtype, torch.float32)
     if axis.dim == 0:
-        sums = squares.reshape(squares.shape[0], -1).sum(1)
+        others = tuple(range(1, weight.dim())) or None
+        norms = torch.linalg.vector_norm(weight if others else weight[:, None], dim=others or 1, dtype=dtype)
+        sums = norms.double().square()
     else:
-        # Sums over rows are products with a vector of ones: several times faster than a reduction over strided memory.
-        rows = squares.shape[0] // axis.groups
-        ones = squares.new_ones(1, rows)
-        columns = torch.matmul(ones, squares.reshape(axis.groups, rows, -1))
-        sums = columns.reshape(axis_length(tensor, axis), -1).sum(1)
-    result: FloatArray = sums.double().cpu().numpy()
+        blocks = weight.reshape(axis.groups, weight.shape[0] // axis.groups, -1)
+        sums = _column_sums(blocks, dtype).reshape(axis_length(tensor, axis), -1).sum(1).double()
+    result: FloatArray = sums.cpu().numpy()
     return result
 
 
-def _norms(structure: Structure, role: str) -> tuple[FloatArray, FloatArray]:
-    """Squared norms summed over all slices of a unit, and how many slices there are."""
+def _column_sums(blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Squares summed over dimension 1 of three, a piece at a time: what fits into the cache is squared there.
+
+    The sum is a product with a vector of ones, which is several times faster than a reduction over strided memory.
+    """
+    groups, rows, columns = blocks.shape
+    many = max(1, _PIECE // columns) if blocks.device.type == "cpu" else groups * rows
+    if groups > 1:
+        ones = blocks.new_ones(1, rows, dtype=dtype)
+        parts = torch.split(blocks, max(1, many // rows))
+        return torch.cat([torch.matmul(ones, part.to(dtype).square()) for part in parts])
+    total = blocks.new_zeros(1, columns, dtype=dtype)
+    square = blocks.new_empty(min(many, rows), columns, dtype=dtype)
+    ones = blocks.new_ones(1, rows, dtype=dtype)
+    for part in torch.split(blocks[0], many):
+        buffer = square[: len(part)]
+        part = part.to(dtype)
+        torch.mul(part, part, out=buffer)
+        total.addmm_(ones[:, : len(part)], buffer)
+    return total
+
+
+def _norms(structure: Structure, role: str, ranked: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """Squared norms summed over all slices of a unit, and how many slices there are, for the units to be ranked."""
     total, slices = np.zeros(structure.units), np.zeros(structure.units)
     seen: set[Axis] = set()
     for use in structure.recorder.uses:
         if use.role != role or use.axis in seen:
             continue
         seen.add(use.axis)
-        tensor = structure.recorder.original(use.axis.tensor)
-        norms = squared_norms(tensor, use.axis)
-        if not np.isfinite(norms).all():
-            check_finite(use.axis.tensor, tensor)
         units = structure.unit[numbers(use.labels)]
+        if not ranked[units].any():
+            continue
+        tensor = structure.recorder.original(use.axis.tensor)
+        if tensor.is_meta:
+            raise WeightError(
+                f"'{use.axis.tensor}' is on the meta device, where there is nothing to rank; plan with the criterion "
+                "'first' or a function of your own, or give the model its weights"
+            )
+        norms = squared_norms(tensor, use.axis)
+        if not np.isfinite(norms[ranked[units]]).all():
+            check_finite(use.axis.tensor, tensor)
         total += np.bincount(units, norms, structure.units)
         slices += np.bincount(units, minlength=structure.units)
     return total, slices
 
 
-def _by_reader(structure: Structure) -> FloatArray:
-    read, readers = _norms(structure, "consumer")
-    if (readers[structure.group >= 0] > 0).all():
+def _by_reader(structure: Structure, ranked: NDArray[np.bool_]) -> FloatArray:
+    read, readers = _norms(structure, "consumer", ranked)
+    unread = ranked & (readers == 0)
+    if not unread.any():
         return np.sqrt(read)
-    made, _ = _norms(structure, "producer")
+    made, _ = _norms(structure, "producer", unread)
     return np.sqrt(np.where(readers > 0, read, made))
 
 
-def _by_maker(structure: Structure) -> FloatArray:
-    return np.sqrt(_norms(structure, "producer")[0])
+def _by_maker(structure: Structure, ranked: NDArray[np.bool_]) -> FloatArray:
+    return np.sqrt(_norms(structure, "producer", ranked)[0])
 
 
-def _first(structure: Structure) -> FloatArray:
+def _first(structure: Structure, ranked: NDArray[np.bool_]) -> FloatArray:
     return -np.arange(structure.units, dtype=np.float64)
 
 
-CRITERIA: dict[str, Callable[[Structure], FloatArray]] = {
+CRITERIA: dict[str, Callable[[Structure, NDArray[np.bool_]], FloatArray]] = {
     "first": _first,
     "input-l2": _by_reader,
     "output-l2": _by_maker,
 }
 """By name. ``"first"`` keeps the first channels. ``"input-l2"`` ranks a channel by the L2 norm of the weights that
-read it, over all
-readers together (Lab 1 of MIT 6.5940); where no weights read it, its makers' count. ``"output-l2"`` ranks it by the
-weights that make it (after Li et al., 2017, arXiv:1608.08710)."""
+read it, over all readers together (Lab 1 of MIT 6.5940); where no weights read it, its makers' count. ``"output-l2"``
+ranks it by the weights that make it (after Li et al., 2017, arXiv:1608.08710)."""
 
 
-def unit_scores(structure: Structure, groups: Sequence[ChannelGroup], criterion: Criterion) -> FloatArray:
-    """Score every unit.
+def unit_scores(
+    structure: Structure,
+    groups: Sequence[ChannelGroup],
+    criterion: Criterion,
+    ranked: NDArray[np.bool_] | None = None,
+) -> FloatArray:
+    """Score the units of some groups; only their weights are looked at.
 
     Args:
         structure: Units, classes and groups.
-        groups: The groups, those of the structure first.
+        groups: The groups, those of the structure first; not needed for a criterion by name.
         criterion: A name or a function.
+        ranked: Whether each group of the structure is to be ranked, shape ``(groups,)``; all if None.
 
     Returns:
-        Scores, shape ``(units,)``; higher stays longer.
+        Scores, shape ``(units,)``; higher stays longer. Units that are not ranked have any score.
 
     Raises:
         UnknownNameError: No criterion of that name.
         ArgumentError: A function gave scores of the wrong number, or NaN.
-        WeightError: Weights that count are NaN or Inf.
+        ArgumentTypeError: A function gave no numbers, or the criterion is neither name nor function.
+        WeightError: Weights that count are NaN or Inf, or have no values.
     """
+    chosen = np.ones(structure.groups, dtype=bool) if ranked is None else ranked
     if isinstance(criterion, str):
         if criterion not in CRITERIA:
             raise UnknownNameError(f"no criterion '{criterion}'; {nearest_names(criterion, CRITERIA)}")
-        return CRITERIA[criterion](structure)
+        return CRITERIA[criterion](structure, np.append(chosen, False)[structure.group])
     if not callable(criterion):
         raise ArgumentTypeError(f"criterion must be a name or a callable, not {type(criterion).__name__}")
     scores = np.zeros(structure.units)
-    for number in range(structure.groups):
+    for number in np.flatnonzero(chosen).tolist():
         scores[structure.members[number]] = _checked(criterion(groups[number]), groups[number])
     return scores
 
 
 def _checked(values: Any, group: ChannelGroup) -> FloatArray:
-    array = torch.as_tensor(values, dtype=torch.float64).detach().cpu().reshape(-1).numpy()
+    try:
+        scores = torch.as_tensor(values)
+        if scores.is_complex() or scores.is_meta:
+            raise TypeError(f"{scores.dtype} on {scores.device}")
+        array = scores.detach().double().cpu().reshape(-1).numpy()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            f"the criterion gave a {type(values).__name__} for the group '{group.name}'; {group.size} numbers are "
+            "needed, one for each unit"
+        ) from error
     if array.shape != (group.size,):
         raise ArgumentError(
             f"the criterion gave {array.size} scores for the group '{group.name}' of {group.size} units; "

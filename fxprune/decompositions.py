@@ -60,5 +60,8 @@ def multihead_attention(
     return out, weights_.mean(1) if average_attn_weights else weights_
 
 
-DECOMPOSITIONS: dict[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: multihead_attention}
+DECOMPOSITIONS: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.MultiheadAttention: multihead_attention,
+    nn.Unflatten: nn.Unflatten.forward,  # so that the sizes it holds stand in the graph
+}
 """Exact decompositions by the class of the layer."""

@@ -13,7 +13,7 @@ import networkx as nx
 import numpy as np
 from torch import fx, nn
 
-from fxprune.analysis import Structure, read
+from fxprune.analysis import Refinement, Structure, read
 from fxprune.capture import Example, trace
 from fxprune.errors import ArgumentTypeError, UnknownNameError, nearest_names
 from fxprune.explanation import Explainer
@@ -84,6 +84,26 @@ class DependencyGraph:
         """All groups, those that can be pruned in the order of the data first, then the frozen ones."""
         return _named(_groups(self.structure, self.explainer))
 
+    def whole_heads(self) -> DependencyGraph:
+        """The same graph with every head of an attention as one unit, in place of its single dimensions.
+
+        Queries, keys and values of a head then go together, with whatever else has an entry for each head, such as a
+        table of position biases. Attentions of which no head could go keep dimensions, and what is no attention is
+        as before.
+        """
+        recorder = self.structure.recorder
+        structure = settle(self.gm, recorder, Refinement(ties=tuple(recorder.whole_heads)))
+        free = tuple(tie for tie in recorder.whole_heads if (structure.group[structure.unit[tie.b]] >= 0).any())
+        if len(free) < len(recorder.whole_heads):
+            structure = settle(self.gm, recorder, Refinement(ties=free))
+        return self.refined(structure)
+
+    def refined(self, structure: Structure) -> DependencyGraph:
+        """The same graph with another structure."""
+        result = object.__new__(DependencyGraph)
+        result.gm, result.structure = self.gm, structure
+        return result
+
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
         """The groups of which channels can be removed, in the order of the data."""
@@ -109,7 +129,9 @@ class DependencyGraph:
         return tuple(g for g in self.groups if layer in g.producers or layer in g.followers)
 
     def check_layer(self, layer: str) -> None:
-        """Raise UnknownNameError unless the layer is known."""
+        """Raise UnknownNameError unless the layer is known, and ArgumentTypeError if it is no name at all."""
+        if not isinstance(layer, str):
+            raise ArgumentTypeError(f"a layer's name must be a string, not {layer!r} of type {type(layer).__name__}")
         if layer not in self.layers:
             raise UnknownNameError(
                 f"no layer '{layer}' with channels in the network; {nearest_names(layer, self.layers)}"

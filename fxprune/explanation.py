@@ -38,17 +38,15 @@ class Explainer:
         recorder, refinement = structure.recorder, structure.refinement
         self.ties: list[Tie] = [*recorder.ties, *refinement.ties]
         self.freezes: list[Freeze] = [*recorder.freezes, *refinement.freezes]
-        for cover in recorder.covers:
-            self.ties += _cover_ties(cover.parent, cover.child, cover.node, structure.unit)
-            parent = cover.parent
-            if parent is not None:
-                held = parent[(structure.unit[cover.child] != structure.unit[parent][:, None]).any(axis=1)]
-                if held.size:
-                    self.freezes.append(Freeze(held, self._reason(cover.text, cover.node)))
+        for constraint in structure.derived:
+            if isinstance(constraint, Tie):
+                self.ties.append(constraint)
+            else:
+                self.freezes.append(Freeze(constraint.labels, self._reason(constraint.reason)))
         self._previous = self._search()
 
-    def _reason(self, text: str, node: str) -> Reason:
-        return Reason(text, node, source_of(self.nodes[node]))
+    def _reason(self, reason: Reason) -> Reason:
+        return Reason(reason.text, reason.node, source_of(self.nodes[reason.node]))
 
     def _search(self) -> IntArray:
         """For every frozen label, the next one on a shortest way to what holds it; itself where it is held directly."""
@@ -145,13 +143,6 @@ def structure_units(structure: Structure, tie: Tie) -> IntArray:
     """The units that a tie holds together."""
     result: IntArray = structure.unit[tie.a]
     return result
-
-
-def _cover_ties(parent: IntArray | None, child: IntArray, node: str, unit: IntArray) -> list[Tie]:
-    if parent is None:
-        return []
-    same = (unit[child] == unit[parent][:, None]).all(axis=1)
-    return [Tie(parent[same], child[same, 0], node)] if same.any() else []
 
 
 def _names(names: Sequence[str]) -> str:

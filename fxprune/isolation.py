@@ -16,10 +16,10 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
-from torch.utils._pytree import tree_map
 
 from fxprune.conversion import stand_ins
 from fxprune.ladder import Ladder
+from fxprune.nested import leaves
 from fxprune.opaque import PYTHON, Closed, holds_proxy
 from fxprune.proxies import ValueAttribute, ValueProxy, WritingProxy
 from fxprune.training import Flag
@@ -38,6 +38,9 @@ _FACTORIES = (
     "tensor",
     "zeros",
 )
+
+_EMPTY: dict[str, Any] = {}
+_PLAIN = frozenset((bool, int, float, str, tuple, set, type(None), Tensor, nn.Parameter, torch.Size, torch.dtype))
 
 
 # Methods that take sizes: of a tensor that is no proxy they refuse proxies, or make numbers of them.
@@ -72,16 +75,20 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
     pending: list[Any] = [model]
     while pending:
         thing = pending.pop()
-        if id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType | Tensor | fx.Graph):
+        kind = type(thing)
+        if kind in _PLAIN or id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType | fx.Graph):
             continue
         seen.add(id(thing))
-        if isinstance(thing, list):
+        if issubclass(kind, list):
             lists.append((thing, list(thing)))
             pending += thing
-        elif isinstance(thing, dict):
+        elif issubclass(kind, dict):
+            if not thing:  # as most of those are in which a module keeps its hooks
+                saved.append((thing, _EMPTY))
+                continue
             saved.append((thing, dict(thing)))
             pending += thing.values()
-        elif hasattr(thing, "__dict__"):
+        elif not issubclass(kind, Tensor) and hasattr(thing, "__dict__"):
             saved.append((vars(thing), dict(vars(thing))))
             pending += vars(thing).values()
     try:
@@ -91,7 +98,7 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
         yield
     finally:
         for now, before in saved:
-            if now.keys() != before.keys() or any(now[key] is not value for key, value in before.items()):
+            if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):
                 now.clear()
                 now.update(before)
         for current, earlier in lists:
@@ -118,9 +125,7 @@ def _recorded(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., 
     """The function itself, or a node in the graph where an argument is a proxy that torch would turn into a number."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        found: list[bool] = []
-        tree_map(lambda v: found.append(True) if issubclass(type(v), fx.Proxy) else None, (args, kwargs))
-        if found:
+        if any(issubclass(type(leaf), fx.Proxy) for leaf in leaves((args, kwargs))):
             return tracer.create_proxy("call_function", function, args, kwargs)
         return function(*args, **kwargs)
 
@@ -159,6 +164,7 @@ def _stand_in(tracer: Ladder, closed: Closed) -> Any:
 def _method(tracer: Ladder, name: str) -> Callable[..., Any]:
     original = getattr(Tensor, name)
 
+    @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if tracer.evaluating or not holds_proxy((args, kwargs)):
             return original(self, *args, **kwargs)
@@ -222,9 +228,11 @@ def patched(tracer: Ladder) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_factories(tracer))
         stack.enter_context(_methods(tracer))
-        stack.enter_context(mock.patch.object(builtins, "isinstance", _is_instance))
-        for function in (max, min):
-            stack.enter_context(mock.patch.object(builtins, function.__name__, _extremum(tracer, function)))
+        for function in (isinstance, max, min):
+            name = function.__name__
+            tracer.originals[name] = function
+            patch = _is_instance if name == "isinstance" else _extremum(tracer, function)
+            stack.enter_context(mock.patch.object(builtins, name, patch))
         stack.enter_context(mock.patch.object(torch.jit.ScriptFunction, "__call__", _scripted))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))

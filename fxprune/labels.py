@@ -32,6 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fxprune.nested import atomic
+
 IntArray = NDArray[np.int64]
 
 
@@ -67,6 +69,7 @@ class Layer:
     dims: tuple[int, ...]
 
 
+@atomic
 @dataclass(frozen=True, eq=False)
 class Labels:
     """Labels of a tensor value.
@@ -95,12 +98,12 @@ class Labels:
     def on(self, dims: Sequence[int] | set[int]) -> list[Layer]:
         """The layers that vary along any of ``dims``."""
         wanted = set(dims)
-        return [layer for layer in self.layers if wanted.intersection(layer.dims)]
+        return [layer for layer in self.layers if not wanted.isdisjoint(layer.dims)]
 
     def off(self, dims: Sequence[int] | set[int]) -> list[Layer]:
         """The layers that vary along none of ``dims``."""
         wanted = set(dims)
-        return [layer for layer in self.layers if not wanted.intersection(layer.dims)]
+        return [layer for layer in self.layers if wanted.isdisjoint(layer.dims)]
 
 
 def spread(layer: Layer, shape: tuple[int, ...]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["ChannelPlan", "LayerPlan", "TensorCut", "make_plan"]
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from fxprune.analysis import Structure
+from fxprune.errors import ArgumentTypeError
 from fxprune.labels import IntArray
 from fxprune.reading import Axis
 from fxprune.recorder import numbers
@@ -48,7 +49,7 @@ class TensorCut:
     axes: tuple[tuple[Axis, IntArray], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelPlan:
     """Which channels stay, for every tensor of a network.
 
@@ -58,7 +59,8 @@ class ChannelPlan:
         changes: What becomes of graph nodes that name sizes, by node name.
         attributes: What becomes of attributes of layers, by layer and attribute name.
         inexact: Nodes that compute something else with fewer channels (a softmax or a mean over channels, say), and
-        why. gm: The traced network that the plan is for.
+            why.
+        gm: The traced network that the plan is for.
         structure: The analysis that it follows from.
         kept: Whether each unit stays.
         place: For a permutation, the label that takes each label's place.
@@ -69,10 +71,15 @@ class ChannelPlan:
     changes: Mapping[str, Change]
     attributes: Mapping[tuple[str, str], Any]
     inexact: Mapping[str, str]
-    gm: fx.GraphModule = field(repr=False)
-    structure: Structure = field(repr=False)
-    kept: NDArray[np.bool_] = field(repr=False)
-    place: IntArray | None = field(default=None, repr=False)
+    gm: fx.GraphModule
+    structure: Structure
+    kept: NDArray[np.bool_]
+    place: IntArray | None = None
+
+    def __repr__(self) -> str:
+        """A line: the indices of a large network would fill pages."""
+        gone = len(self.kept) - int(self.kept.sum())
+        return f"ChannelPlan({len(self.layers)} layers, {gone} units removed, {len(self.tensors)} tensors cut)"
 
     def apply(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite a model; the model itself stays as it is.
@@ -86,10 +93,13 @@ class ChannelPlan:
 
         Raises:
             ArgumentError: The model lacks a tensor of the plan, or has it in another shape.
+            ArgumentTypeError: Something else than a module.
             InternalError: The result is not what the plan says; a mistake in fxprune.
         """
         from fxprune.passes.channel_pruning import rewrite
 
+        if not isinstance(model, nn.Module):
+            raise ArgumentTypeError(f"a plan is applied to an nn.Module, not to a {type(model).__name__}")
         return rewrite(model, self)
 
     def report(self) -> str:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["Ratio", "plan_channels", "plan_sorting"]
+__all__ = ["plan_channels", "plan_sorting"]
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.analysis import Structure, resolve
 from fxprune.criteria import Criterion, unit_scores
-from fxprune.dependency import ChannelGroup, DependencyGraph
-from fxprune.errors import ArgumentError, ArgumentTypeError, FrozenLayerError, InternalError, NothingToPruneError
+from fxprune.dependency import DependencyGraph
+from fxprune.errors import ArgumentError, ArgumentTypeError, InternalError, NothingToPruneError
 from fxprune.labels import IntArray
 from fxprune.plan import ChannelPlan, make_plan
+from fxprune.ratios import Ratio, Wanted, wanted_ratios, whole_number
 from fxprune.recorder import numbers
 from fxprune.replay import Conflict
 from fxprune.selection import FloatArray, keep_count, select
 from fxprune.settling import replayed
-
-Ratio: TypeAlias = float | Sequence[float] | Mapping[str, float]
-"""The fraction of channels to remove: one for all groups, one for each, or by the name of any layer of a group."""
 
 _ATTEMPTS = 64
 
@@ -36,21 +32,23 @@ def plan_channels(
     scope: str = "group",
     exclude: Iterable[str] = (),
     round_to: int = 1,
+    heads: bool = False,
 ) -> ChannelPlan:
     """Choose the channels that stay.
 
     Args:
         deps: The dependency graph.
-        ratio: The fraction to remove, in [0, 1): a number for all groups; a sequence with one for each group that can
-        be
-            pruned, in the order of ``deps.prunable`` (or for each of ``deps.groups``, frozen ones being 0); or a
-            mapping
-            from layer names, which holds for the whole group of the layer's outputs, other groups staying whole.
+        ratio: The fraction to remove, in [0, 1): a number for all groups; a sequence or array with one for each group
+            that can be pruned, in the order of ``deps.prunable`` (or for each of ``deps.groups``, frozen ones being
+            0); or a mapping from layer names, which holds for the whole group of the layer's outputs, other groups
+            staying whole.
         criterion: A name from :data:`fxprune.criteria.CRITERIA`, or a function from a group to one score for each unit.
         scope: ``"group"`` removes the ratio from every group; ``"global"`` ranks the units of all groups together,
             each score divided by the mean of its group, and removes the ratio of all.
         exclude: Names of layers whose output channels all stay.
         round_to: Round the channels that a group keeps up to a multiple of this.
+        heads: Remove whole heads of attentions, each as one unit, in place of dimensions of every head; as if ``deps``
+            were :meth:`DependencyGraph.whole_heads` of it.
 
     Returns:
         The plan. A group of n units keeps ``int(round(n * (1 - ratio)))``, never fewer than 1; groups whose blocks
@@ -58,36 +56,50 @@ def plan_channels(
 
     Raises:
         ArgumentError: A ratio outside [0, 1) or NaN, a sequence of the wrong length, two ratios for one group.
-        ArgumentTypeError: A ratio that is no number.
+        ArgumentTypeError: A ratio that is no number, a name that is no string, or no dependency graph.
         UnknownNameError: An unknown layer or criterion; the message lists the nearest names.
         FrozenLayerError: A ratio for a layer that cannot be pruned, with the reason.
-        NothingToPruneError: Nothing can be pruned, with the reasons.
-        WeightError: Weights that the criterion looks at are NaN or Inf.
+        NothingToPruneError: Nothing can be removed, with the reasons. A ratio so small that the nearest count is all
+            that there is gives a plan that keeps all.
+        WeightError: Weights that the criterion ranks are NaN or Inf, or on the meta device.
     """
+    check_graph(deps, "plan_channels")
     if scope not in ("group", "global"):
         raise ArgumentError(f"scope is {scope!r}; it must be 'group' or 'global'")
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ArgumentError(f"round_to is {round_to!r}; it must be a whole number of at least 1")
-    excluded = _excluded(deps, exclude)
-    if all(group.name in excluded for group in deps.prunable):
-        raise NothingToPruneError(_nothing(deps, excluded))
-    ratios = _ratios(deps, ratio, excluded)
+    round_to = whole_number(round_to, "round_to")
+    if heads:
+        deps = deps.whole_heads()
+    wanted = wanted_ratios(deps, ratio, exclude)
+    if len(wanted.excluded) >= deps.structure.groups:
+        raise NothingToPruneError(_nothing(deps, wanted))
     structure = deps.structure
     place = ""
     for _ in range(_ATTEMPTS):
-        scores = unit_scores(structure, deps.groups, criterion)
-        keep = _keep(structure, scores, ratios, scope, round_to)
+        groups = () if isinstance(criterion, str) else deps.groups
+        scores = unit_scores(structure, groups, criterion, wanted.ratios > 0)
+        keep = _keep(structure, scores, wanted.ratios, scope, round_to)
         kept = select(structure, scores, keep)
         try:
-            return make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
+            plan = make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
         except Conflict as conflict:
             place = conflict.place
             structure = _refined(structure, conflict)
+            wanted = wanted.carried(deps.structure, structure)
+            deps = deps.refined(structure)
+            wanted.check(deps)
             if not structure.groups:
-                raise NothingToPruneError(_nothing(_with_structure(deps, structure), excluded)) from conflict
-            ratios = _carried(ratios, deps.structure, structure)
-            deps = _with_structure(deps, structure)
+                raise NothingToPruneError(_nothing(deps, wanted)) from conflict
+        else:
+            if kept.all() and _held(structure, wanted, scores):
+                raise NothingToPruneError(_nothing(deps, wanted))
+            return plan
     raise InternalError(f"no plan could be carried out: {place}")
+
+
+def _held(structure: Structure, wanted: Wanted, scores: FloatArray) -> bool:
+    """Whether no ratio, however large, would remove anything from the groups that one was given for."""
+    most = {int(g): 1 for g in np.flatnonzero(wanted.ratios > 0)}
+    return bool(most or wanted.asked) and bool(select(structure, scores, most).all())
 
 
 def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> ChannelPlan:
@@ -103,22 +115,33 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
         UnknownNameError: An unknown criterion.
         WeightError: Weights that the criterion looks at are NaN or Inf.
     """
+    check_graph(deps, "plan_sorting")
     refinement = replace(deps.structure.refinement, pieces=True, order=True)
     structure = resolve(deps.structure.recorder, refinement)
-    deps = _with_structure(deps, structure)
+    deps = deps.refined(structure)
     kept = np.ones(structure.units, dtype=bool)
     place = ""
     for _ in range(_ATTEMPTS):
-        scores = unit_scores(structure, deps.groups, criterion)
+        groups = () if isinstance(criterion, str) else deps.groups
+        scores = unit_scores(structure, groups, criterion)
         try:
             replay = replayed(deps.gm, structure, kept, _permutation(structure, scores))
             return make_plan(deps, structure, kept, replay)
         except Conflict as conflict:
             place = conflict.place
             structure = _refined(structure, conflict)
-            deps = _with_structure(deps, structure)
+            deps = deps.refined(structure)
             kept = np.ones(structure.units, dtype=bool)
     raise InternalError(f"no order could be carried out: {place}")
+
+
+def check_graph(deps: object, function: str) -> None:
+    """Raise ArgumentTypeError for a model, say, in place of its dependency graph."""
+    if not isinstance(deps, DependencyGraph):
+        raise ArgumentTypeError(
+            f"{function} needs a DependencyGraph, not a {type(deps).__name__}; "
+            "use DependencyGraph.from_model(model, example_inputs)"
+        )
 
 
 def _permutation(structure: Structure, scores: FloatArray) -> IntArray:
@@ -141,13 +164,6 @@ def _permutation(structure: Structure, scores: FloatArray) -> IntArray:
 
 def _refined(structure: Structure, conflict: Conflict) -> Structure:
     return resolve(structure.recorder, structure.escalate(conflict.labels, conflict.node, conflict.place))
-
-
-def _with_structure(deps: DependencyGraph, structure: Structure) -> DependencyGraph:
-    """The same graph with a refined structure."""
-    refined = object.__new__(DependencyGraph)
-    refined.gm, refined.structure = deps.gm, structure
-    return refined
 
 
 def _keep(
@@ -174,82 +190,13 @@ def _relative(scores: FloatArray) -> FloatArray:
     return relative
 
 
-def _carried(ratios: NDArray[np.float64], old: Structure, new: Structure) -> NDArray[np.float64]:
-    """Ratios of a refined structure's groups: the least of those that their units had before."""
-    result = np.zeros(new.groups)
-    first = np.zeros(new.units, dtype=np.int64)
-    first[new.unit[::-1]] = np.arange(len(new.unit))[::-1]
-    for number, members in enumerate(new.members):
-        owners = old.group[old.unit[first[members]]]
-        result[number] = min((ratios[o] for o in owners if o >= 0), default=0.0)
-    return result
-
-
-def _check_ratio(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise ArgumentTypeError(f"the ratio{where} must be a number in [0, 1), not {type(value).__name__}")
-    number = float(value)
-    if math.isnan(number) or not 0 <= number < 1:
-        raise ArgumentError(f"the ratio{where} is {number}; it must be in [0, 1): the fraction of channels to remove")
-    return number
-
-
-def _excluded(deps: DependencyGraph, exclude: Iterable[str]) -> set[str]:
-    if isinstance(exclude, str):
-        raise ArgumentTypeError(f"exclude must be a collection of layer names, not the string '{exclude}'")
-    return {group.name for layer in exclude for group in deps.group_of(layer)}
-
-
-def _ratios(deps: DependencyGraph, ratio: Ratio, excluded: set[str]) -> NDArray[np.float64]:
-    groups = deps.prunable
-    if isinstance(ratio, Mapping):
-        values = _by_layer(deps, ratio)
-    elif isinstance(ratio, Sequence) and not isinstance(ratio, str):
-        values = _by_group(deps, ratio)
-    else:
-        values = np.full(len(groups), _check_ratio(ratio, ""))
-    for number, group in enumerate(groups):
-        if group.name in excluded:
-            values[number] = 0.0
-    return values
-
-
-def _by_group(deps: DependencyGraph, ratio: Sequence[float]) -> NDArray[np.float64]:
-    groups = deps.prunable
-    if len(ratio) == len(groups):
-        return np.array([_check_ratio(r, f" of group '{g.name}'") for r, g in zip(ratio, groups, strict=True)])
-    if len(ratio) != len(deps.groups):
-        names = ", ".join(f"'{group.name}'" for group in groups)
-        raise ArgumentError(f"{len(ratio)} ratios for {len(groups)} groups that can be pruned: {names}")
-    values = [_check_ratio(r, f" of group '{g.name}'") for r, g in zip(ratio, deps.groups, strict=True)]
-    for value, group in zip(values, deps.groups, strict=True):
-        if value > 0 and group.frozen is not None:
-            raise FrozenLayerError(f"the group '{group.name}' cannot be pruned: {group.frozen}")
-    return np.array([v for v, g in zip(values, deps.groups, strict=True) if g.frozen is None])
-
-
-def _by_layer(deps: DependencyGraph, ratio: Mapping[str, float]) -> NDArray[np.float64]:
-    groups = deps.prunable
-    values = np.zeros(len(groups))
-    position = {group.name: number for number, group in enumerate(groups)}
-    given: dict[str, tuple[str, float]] = {}
-    for layer, raw in ratio.items():
-        value = _check_ratio(raw, f" of layer '{layer}'")
-        found: list[ChannelGroup] = [g for g in deps.group_of(layer) if g.frozen is None]
-        if not found and value > 0:
-            raise FrozenLayerError(f"layer '{layer}' cannot be pruned, so it takes no ratio.\n{deps.explain(layer)}")
-        for group in found:
-            other, known = given.setdefault(group.name, (layer, value))
-            if known != value:
-                raise ArgumentError(
-                    f"layers '{other}' and '{layer}' share the channels of the group '{group.name}', but have ratios "
-                    f"{known} and {value}; give one ratio for the group"
-                )
-            values[position[group.name]] = value
-    return values
-
-
-def _nothing(deps: DependencyGraph, excluded: set[str]) -> str:
+def _nothing(deps: DependencyGraph, wanted: Wanted) -> str:
     lines = [f"  '{group.name}': {group.frozen}" for group in deps.groups if group.frozen is not None]
-    lines += [f"  '{name}': excluded" for name in sorted(excluded)]
+    lines += [f"  '{name}': excluded" for name in wanted.excluded]
+    for group in deps.prunable:
+        if group.name not in wanted.excluded:
+            reason = "no smaller number of its channels leaves its blocks equally large"
+            if group.size == 1:
+                reason = "its channels all go together, and one must stay"
+            lines.append(f"  '{group.name}': {reason}")
     return "nothing in the network can be pruned:\n" + ("\n".join(lines) or "  it has no layer with channels")

@@ -7,9 +7,10 @@ that a plan keeps and checks, at every step that the first wrote down, that the 
 
 from __future__ import annotations
 
-__all__ = ["Axis", "Call", "Declined", "Reading", "Use", "axis_length", "fold", "labels_in"]
+__all__ = ["FAILURES", "Axis", "Call", "Declined", "Reading", "Use", "axis_length", "labels_in"]
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
-from fxprune.rules.table import RULES, Rule
+from fxprune.nested import leaves, map_nested
+from fxprune.rules.table import RULES, Rule, rule_for
 from fxprune.shapes import MetaRunner
+
+# What a rule can raise when it meets arguments that it does not expect.
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Declined(Exception):
@@ -89,18 +93,7 @@ def axis_length(tensor: Tensor, axis: Axis) -> int:
 
 def labels_in(value: Any) -> list[Labels]:
     """All labels in a nested value."""
-    found: list[Labels] = []
-    tree_map(lambda v: found.append(v) if isinstance(v, Labels) else None, value, is_leaf=_is_labels)
-    return found
-
-
-def _is_labels(value: Any) -> bool:
-    return isinstance(value, Labels)
-
-
-def fold(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply a function to every leaf of a nested value."""
-    return tree_map(function, value, is_leaf=_is_labels)
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Labels)]
 
 
 class Reading(ABC):
@@ -129,7 +122,7 @@ class Reading(ABC):
             self.node = node
             try:
                 self.values[node] = self._read(node)
-            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            except FAILURES as error:
                 raise InternalError(
                     f"the rule for {node.op} {getattr(node.target, '__name__', node.target)} failed at "
                     f"{source_of(node)}: {type(error).__name__}: {error}"
@@ -146,7 +139,7 @@ class Reading(ABC):
         args = self.arguments(node.args)
         kwargs = self.arguments(node.kwargs)
         if node.op == "output":
-            args = fold(self.labelled, args)
+            args = map_nested(self.labelled, args)
             for labels in labels_in(args):
                 self.freeze_all(labels, "it is an output of the network")
             return args
@@ -158,24 +151,28 @@ class Reading(ABC):
                 args, kwargs = bound.args, bound.kwargs
             args = (module, *args)
         else:
-            rule = RULES.get(node.target)
+            rule = rule_for(node.target)
         if rule is None or not rule.weights:
-            args, kwargs = fold(self.labelled, args), fold(self.labelled, kwargs)
+            args, kwargs = map_nested(self.labelled, args), map_nested(self.labelled, kwargs)
         if rule is None:
             return self.without_labels(args, kwargs)
-        try:
-            if any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
-                args, kwargs = self.numbers(rule, args, kwargs)
-            return rule.function(self, *args, **kwargs)
-        except Declined as declined:
-            return self.opaque(str(declined), args, kwargs)
+        return self.apply(rule, args, kwargs)
+
+    def by_rule(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """What the rule says of the current node's call."""
+        if _has_tensor(self.node.meta["val"]):
+            args, kwargs = self.numbers(rule, args, kwargs)
+        return rule.function(self, *args, **kwargs)
 
     @staticmethod
     def _module_rule(module: nn.Module) -> Rule | None:
         """The rule of a layer's class, or of the nearest base whose forward it keeps; never of a parametrized layer."""
-        kind = type(module)
-        if nn.utils.parametrize.is_parametrized(module) or module._forward_hooks or module._forward_pre_hooks:
+        if module._forward_hooks or module._forward_pre_hooks or nn.utils.parametrize.is_parametrized(module):
             return None
+        kind = type(module)
+        rule = RULES.get(kind)
+        if rule is not None:
+            return rule
         for base in kind.__mro__:
             rule = RULES.get(base)
             if rule is not None:
@@ -187,11 +184,11 @@ class Reading(ABC):
         """The answer for a call without rule or labelled argument: a number, a new tensor, an opaque operator."""
         node = self.node
         if not labels_in((args, kwargs)):
-            if not any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
+            if not _has_tensor(node.meta["val"]):
                 return self._number(node, args, kwargs)
             args, kwargs = self.numbers(None, args, kwargs)
             return self.unlabelled(node.meta["val"], self.reason("its size is set by the model's code"))
-        if not any(isinstance(v, Tensor) for v in _leaves(node.meta["val"])):
+        if not _has_tensor(node.meta["val"]):
             return self._number(node, args, kwargs)
         args, kwargs = self.numbers(None, args, kwargs)
         name = str(getattr(node.target, "__name__", node.target))
@@ -206,7 +203,7 @@ class Reading(ABC):
 
     def _number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A Python number, shape or flag: run the call itself on tensors of the shapes being read."""
-        args, kwargs = fold(_stand_in, args), fold(_stand_in, kwargs)
+        args, kwargs = map_nested(_stand_in, args), map_nested(_stand_in, kwargs)
         try:
             if node.op == "call_method":
                 return self._runner.method(str(node.target), args, kwargs)
@@ -215,8 +212,8 @@ class Reading(ABC):
             if node.target is getattr:
                 return self._runner.get(*args) if args[1] not in ("device", "dtype", "is_cuda") else node.meta["val"]
             return self._runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
-        except ArithmeticError:  # so few channels that the model's own arithmetic has no answer: what it computes
-            return node.meta["val"]  # with keeps the original's value anyway
+        except ArithmeticError:  # so few channels that the model's own arithmetic has no answer
+            return math.nan  # unlike any number: whatever is computed with it has the original's written out
 
     def arguments(self, value: Any) -> Any:
         """Arguments of a node, with nodes replaced by what was read of them."""
@@ -230,7 +227,7 @@ class Reading(ABC):
 
     def unlabelled(self, value: Any, why: Reason | None) -> Any:
         """Labels without layers for a traced value; numbers stay numbers."""
-        return fold(lambda v: Labels(tuple(v.shape), (), why) if isinstance(v, Tensor) else v, value)
+        return map_nested(lambda v: Labels(tuple(v.shape), (), why) if isinstance(v, Tensor) else v, value)
 
     def opaque(self, text: str, args: Any, kwargs: Any) -> Any:
         """The answer for what has no rule: everything that goes in is frozen, what comes out has no labels."""
@@ -278,6 +275,10 @@ class Reading(ABC):
             else:
                 result.append(layer)
         return tuple(result)
+
+    @abstractmethod
+    def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """Read the current node's call by its rule, or as opaque where the rule does not cover it."""
 
     @abstractmethod
     def canonical(self, name: str) -> str:
@@ -342,6 +343,10 @@ class Reading(ABC):
         """Every row of ``labels``, shape ``(blocks, size)``, keeps the same number of channels."""
 
     @abstractmethod
+    def heads(self, layer: Layer, dims: Sequence[int]) -> None:
+        """A product runs by itself at every position along ``dims``: whoever removes whole heads removes those."""
+
+    @abstractmethod
     def move(
         self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any
     ) -> Any:
@@ -349,9 +354,18 @@ class Reading(ABC):
 
     @abstractmethod
     def join(
-        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        parts: Sequence[tuple[Layer, tuple[int, ...]]],
+        free: int | None = None,
     ) -> Layer | None:
-        """Run an operator that puts several tensors into one on their layers, each spread to its shape."""
+        """Run an operator that puts several tensors into one on their layers, each spread to its shape.
+
+        Args:
+            function: The operator.
+            parts: The layers with their shapes.
+            free: The dimension along which the parts may choose channels of their own, if only that will do.
+        """
 
     @abstractmethod
     def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
@@ -360,11 +374,6 @@ class Reading(ABC):
     @abstractmethod
     def inexact(self, layers: Sequence[Layer], dims: Sequence[int], text: str) -> None:
         """The current node computes over ``dims`` something that removing a part of the channels along them changes."""
-
-    @property
-    def first(self) -> int | str:
-        """Where the current node's first argument stands."""
-        return 0 if self.node.args else next(iter(self.node.kwargs))
 
     @abstractmethod
     def filler(self, count: int) -> Tensor:
@@ -387,10 +396,8 @@ class Reading(ABC):
         """The called layer's attribute ``name`` says how many channels ``labels`` are."""
 
 
-def _leaves(value: Any) -> list[Any]:
-    found: list[Any] = []
-    tree_map(found.append, value)
-    return found
+def _has_tensor(value: Any) -> bool:
+    return type(value) is Tensor or any(isinstance(leaf, Tensor) for leaf in leaves(value))
 
 
 def _stand_in(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Cover", "Freeze", "Inexact", "Read", "Recorder", "Rect", "Tie"]
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
-from fxprune.reading import Axis, Reading, Use, axis_length
+from fxprune.reading import FAILURES, Axis, Declined, Reading, Use, axis_length
 from fxprune.rules.table import Rule
 
 Value = TypeVar("Value")
@@ -112,10 +111,12 @@ class Recorder(Reading):
     Attributes:
         count: Labels in use; 0 is the label of everything that stays.
         ties, freezes, covers, rects, pieces, in_order: The constraints.
+        whole_heads: Further ties, which make one unit of every head of an attention.
         reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
         rearranged: Whether any channels are taken apart, repeated or put into another order.
         axes: The labels along every indexed dimension of a parameter or buffer.
         log: For every node, what each step of its rule gave, in order: the second reading checks against it.
+        opaque_nodes: Why the rule of a node does not cover its call.
     """
 
     def __init__(self, gm: fx.GraphModule) -> None:
@@ -127,22 +128,54 @@ class Recorder(Reading):
         self.rects: list[Rect] = []
         self.pieces: list[IntArray] = []
         self.in_order: list[IntArray] = []
+        self.whole_heads: list[Tie] = []
         self.reads_: list[Read] = []
         self.inexacts: list[Inexact] = []
         self.uses: list[Use] = []
         self.axes: dict[Axis, Tensor] = {}
         self.log: dict[str, list[Any]] = defaultdict(list)
+        self.opaque_nodes: dict[str, str] = {}
         self.rearranged = False
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
         self._canonical: dict[int, str] = {}
+        self._names: dict[str, str] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _note(self, record: Any) -> None:
         self.log[self.node.name].append(record)
 
+    def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """A rule that does not cover the call, or fails at it, leaves nothing behind; the node is opaque."""
+        lists: list[list[Any]] = [self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order]
+        lists += [self.reads_, self.inexacts, self.uses, self._origins]
+        lengths, known, count, rearranged = [len(x) for x in lists], len(self.axes), self.count, self.rearranged
+        try:
+            return self.by_rule(rule, args, kwargs)
+        except Declined as declined:
+            text = str(declined)
+        except FAILURES as error:
+            text = self.failed(error)
+        for records, length in zip(lists, lengths, strict=True):
+            del records[length:]
+        while len(self.axes) > known:
+            self.axes.popitem()
+        self.log.pop(self.node.name, None)
+        self.count, self.rearranged = count, rearranged
+        self.opaque_nodes[self.node.name] = text
+        return self.opaque(text, args, kwargs)
+
+    def failed(self, error: Exception) -> str:
+        """The reason for which a call is opaque whose arguments its rule does not expect."""
+        target = getattr(self.node.target, "__name__", self.node.target)
+        return f"the rule for {target} does not know these arguments ({type(error).__name__}: {error})"
+
     def canonical(self, name: str) -> str:
         """Shared parameters have one name: that under which they are met first."""
-        return self._canonical.setdefault(id(self.original(name)), name)
+        known = self._names.get(name)
+        if known is None:
+            known = self._names[name] = self._canonical.setdefault(id(self.original(name)), name)
+        return known
 
     def canonical_of(self, name: str) -> str:
         """The canonical name of a tensor of the recorded module."""
@@ -150,7 +183,10 @@ class Recorder(Reading):
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor in the recorded module."""
-        return tuple(self.original(name).shape)
+        shape = self._shapes.get(name)
+        if shape is None:
+            shape = self._shapes[name] = tuple(self.original(name).shape)
+        return shape
 
     def by_alias(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Values by canonical name, under every name that the tensors have."""
@@ -222,19 +258,21 @@ class Recorder(Reading):
 
     def weigh(self, labels: Tensor, role: str) -> None:
         """Find the parameter by the names of its channels, through any renaming."""
-        label = int(labels[0])
-        while True:
-            position = bisect_right(self._origins, label, key=lambda pair: pair[0]) - 1
-            if position < 0:
-                return
-            start, origin = self._origins[position]
-            if isinstance(origin, Axis):
-                if label < start + len(self.axes[origin]):
+        pending = numbers(labels)
+        seen: set[int] = set()
+        while pending.size:
+            starts = np.fromiter((start for start, _ in self._origins), dtype=np.int64)
+            runs = np.searchsorted(starts, pending, side="right") - 1
+            deeper: list[IntArray] = []
+            for run in dict.fromkeys(runs[runs >= 0].tolist()):
+                start, origin = self._origins[run]
+                names = pending[runs == run] - start
+                if not isinstance(origin, Axis):
+                    deeper.append(origin[names[names < origin.size]])
+                elif run not in seen and (names < len(self.axes[origin])).any():
+                    seen.add(run)
                     self._use(role, origin.tensor.rpartition(".")[0] or origin.tensor, origin, self.axes[origin])
-                return
-            if label >= start + origin.size:
-                return
-            label = int(origin[label - start])
+            pending = np.concatenate(deeper) if deeper else np.zeros(0, dtype=np.int64)
 
     def _use(self, role: str, layer: str, axis: Axis, labels: Tensor) -> None:
         self.uses.append(Use(role, layer, axis, labels, self.node.name))
@@ -287,6 +325,12 @@ class Recorder(Reading):
         self._note(labels.numpy())
         self.rects.append(Rect(labels.numpy(), 1, self.node.name))
 
+    def heads(self, layer: Layer, dims: Sequence[int]) -> None:
+        """Note what makes a whole of every head; it holds only where whole heads are asked for."""
+        lines = _lines(layer.tensor, [d for d in layer.dims if d not in dims])
+        first = np.repeat(lines[:, 0], lines.shape[1])
+        self.whole_heads.append(Tie(first, lines.reshape(-1), self.node.name))
+
     def move(
         self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any
     ) -> Any:
@@ -318,13 +362,18 @@ class Recorder(Reading):
         return type(outs)(pieces) if type(outs) in (tuple, list) else tuple(pieces)
 
     def join(
-        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        parts: Sequence[tuple[Layer, tuple[int, ...]]],
+        free: int | None = None,
     ) -> Layer | None:
         """Run the operator on one layer of each part."""
         tensor = function([spread(layer, shape) for layer, shape in parts])
-        return self._settle(tensor, tuple(tensor.shape))
+        return self._settle(tensor, tuple(tensor.shape), free=free)
 
-    def _settle(self, tensor: Tensor, full: tuple[int, ...], channels: int = 0) -> Layer | None:
+    def _settle(
+        self, tensor: Tensor, full: tuple[int, ...], channels: int = 0, free: int | None = None
+    ) -> Layer | None:
         """Compact what an operator made of a layer, and keep one name for each position."""
         origin = compact(tensor)
         labels = numbers(origin.tensor)
@@ -342,7 +391,8 @@ class Recorder(Reading):
         self._note(Moved(full, origin, layer, renamed, channels))
         if len(layer.dims) > 1:
             shape = [layer.tensor.shape[d] for d in layer.dims]
-            self.rects.append(Rect(layer.tensor.reshape(shape).numpy(), None, self.node.name))
+            along = layer.dims.index(free) if free in layer.dims else None
+            self.rects.append(Rect(layer.tensor.reshape(shape).numpy(), along, self.node.name))
         else:
             self.pieces.append(numbers(layer.tensor))
         return layer

@@ -21,10 +21,10 @@ from torch import Tensor, fx
 from fxprune.capture import source_of, value_of
 from fxprune.errors import InternalError
 from fxprune.labels import IntArray, Labels, Layer, Lookup, broadcast, spread
-from fxprune.reading import Axis, Call, Reading, axis_length
+from fxprune.reading import Axis, Call, Declined, Reading, axis_length, labels_in
 from fxprune.recorder import Moved, Recorder, _lines, numbers
 from fxprune.rules.table import Rule
-from fxprune.spelling import labels_free, merge, moved_records, shapes_left
+from fxprune.spelling import Recomputed, Scaled, labels_free, merge, moved_records, restored, shapes_left
 
 
 class Conflict(Exception):
@@ -119,7 +119,7 @@ class Replay(Reading):
         return self.axes[axis]
 
     def _check_length(self, axis: Axis) -> None:
-        if self.settled and axis_length(self.original(axis.tensor), axis) != len(self.axes[axis]):
+        if self.settled and axis_length(self.original(axis.tensor), axis) != self.axes[axis].shape[0]:
             raise InternalError(
                 f"'{axis.tensor}' has shape {tuple(self.original(axis.tensor).shape)} after the rewrite, but its "
                 f"dimension {axis.dim} must index {len(self.axes[axis])} channels, at {source_of(self.node)}"
@@ -130,6 +130,20 @@ class Replay(Reading):
         if self.settled:
             raise InternalError(f"the rewritten graph still has sizes of the original at {source_of(node)}")
         self.changes[node.name] = Change(op or node.op, target if op else node.target, tuple(args), dict(kwargs))
+
+    def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
+        """By the rule where the first reading could; what that cannot do with what is left is a conflict."""
+        text = self.recorder.opaque_nodes.get(self.node.name)
+        if text is not None:
+            args, kwargs = self.numbers(None, args, kwargs)
+            return self.opaque(text, args, kwargs)
+        try:
+            return self.by_rule(rule, args, kwargs)
+        except (Declined, IndexError, RuntimeError, ValueError) as error:
+            labels = [numbers(layer.tensor) for value in labels_in((args, kwargs)) for layer in value.layers]
+            if not labels:
+                raise
+            raise self._conflict(np.concatenate(labels), str(error).partition("\n")[0]) from error
 
     def canonical(self, name: str) -> str:
         """As in the first reading."""
@@ -146,27 +160,19 @@ class Replay(Reading):
     # What the rules ask for -------------------------------------------------------------------------------------------
 
     def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Write out the original value wherever a call calculates with a number that would now be another."""
+        """Restore the original value wherever a call calculates with a number that would now be another."""
         if rule is not None and rule.sizes:
             return args, kwargs
-        changed = False
-
-        def keep(node: fx.Node) -> Any:
-            nonlocal changed
-            value = node.meta["val"]
-            if isinstance(value, bool | Tensor) or not isinstance(value, int | float | tuple | list | slice):
-                return node
-            if labels_free(value) and self.values[node] != value:
-                changed = True
-                return tuple(value) if isinstance(value, torch.Size) else value
-            return node
-
-        new_args, new_kwargs = fx.node.map_arg(self.node.args, keep), fx.node.map_arg(self.node.kwargs, keep)
+        node = self.node
+        changed = [n for n in node.all_input_nodes if restored(n, self.values) is not n]
         if not changed:
             return args, kwargs
-        self._change(new_args, new_kwargs)
-        module = args[:1] if self.node.op == "call_module" else ()
-        return (*module, *self.arguments(new_args)), self.arguments(new_kwargs)
+        written = fx.node.map_arg((node.args, node.kwargs), lambda n: restored(n, self.values))
+        self._change(*written)
+        values = fx.node.map_aggregate(written, lambda v: v.value if isinstance(v, Scaled | Recomputed) else v)
+        new_args, new_kwargs = self.arguments(values)
+        module = args[:1] if node.op == "call_module" else ()
+        return (*module, *new_args), new_kwargs
 
     def parameter(self, name: str) -> Labels:
         """The layers that are left."""
@@ -261,6 +267,9 @@ class Replay(Reading):
         if rows.shape[0] != record.shape[0] or (rows != np.arange(record.shape[0])[:, None]).any():
             raise self._conflict(record, "a block holds channels of another")
 
+    def heads(self, layer: Layer, dims: Sequence[int]) -> None:
+        """Known from the first reading."""
+
     def move(
         self, function: Callable[..., Any], value: Labels, args: tuple[Any, ...], kwargs: Mapping[str, Any], spell: Any
     ) -> Any:
@@ -340,7 +349,10 @@ class Replay(Reading):
         return settled
 
     def join(
-        self, function: Callable[[list[Tensor]], Tensor], parts: Sequence[tuple[Layer, tuple[int, ...]]]
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        parts: Sequence[tuple[Layer, tuple[int, ...]]],
+        free: int | None = None,
     ) -> Layer | None:
         """Run the operator on what is left of each part."""
         record: Moved = self._next()
@@ -385,7 +397,9 @@ class Replay(Reading):
         """Whether every coordinate but one stands for one line of the original, and each for another."""
         old = layer.tensor.numpy()
         self._where[old.reshape(-1)] = np.arange(old.size)
-        coordinates = np.unravel_index(self._where[labels], old.shape)
+        # Flat: NumPy's unravel_index is wrong for arrays of more than 8192 elements with dimensions of size 1.
+        flat = np.unravel_index(self._where[labels.reshape(-1)], old.shape)
+        coordinates = [index.reshape(labels.shape) for index in flat]
         free = 0
         for dim in layer.dims:
             index = coordinates[dim]

@@ -5,17 +5,26 @@ from __future__ import annotations
 __all__ = ["cut", "graph_over", "rebuild"]
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import conform
+from fxprune.capture import TRAINING_FLAG, conform
 from fxprune.errors import ArgumentError
+from fxprune.labels import IntArray
 from fxprune.plan import TensorCut
 
-_IMMUTABLE = (bool, int, float, complex, str, bytes, tuple, type(None), torch.dtype, torch.device, torch.memory_format)
+_IMMUTABLE = frozenset(
+    (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
+)
+
+
+_PIECE = 1 << 17
+"""Elements that are gathered at a time on a CPU: half a megabyte in float32."""
 
 
 def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
@@ -28,7 +37,10 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     Raises:
         ArgumentError: ``model`` lacks a layer or tensor of the graph, or has it in another shape.
     """
-    over = fx.GraphModule(_targets(gm, model), gm.graph, gm.__class__.__name__)
+    # A graph module makes itself the owner of its graph, and what says the mode belongs to the traced module.
+    root = _targets(gm, model)
+    root.update({name: copy.deepcopy(state) for name, state in root.items() if name.endswith(TRAINING_FLAG)})
+    over = fx.GraphModule(root, copy.deepcopy(gm.graph), gm.__class__.__name__)
     conform(over, model)
     return over
 
@@ -36,17 +48,17 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 def _targets(gm: fx.GraphModule, model: nn.Module) -> dict[str, Any]:
     """The layers and tensors that the graph calls, as ``model`` has them."""
     root: dict[str, Any] = {}
+    before, here = (dict(m.named_modules(remove_duplicate=False)) for m in (gm, model))
     for node in gm.graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
         name = str(node.target)
         if name in root:
             continue
-        find: Callable[[nn.Module, str], Any] = nn.Module.get_submodule if node.op == "call_module" else _attribute
-        traced = find(gm, name)
+        traced = _find(before, node)
         try:
-            root[name] = find(model, name)
-        except AttributeError:
+            root[name] = _find(here, node)
+        except (AttributeError, KeyError):
             if not name.rpartition(".")[2].startswith("_"):  # what tracing itself added
                 raise ArgumentError(
                     f"{type(model).__name__} has no '{name}', which the plan was made for; "
@@ -69,30 +81,73 @@ def _check_shapes(name: str, traced: Any, found: Any) -> None:
             )
 
 
-def _attribute(module: nn.Module, name: str) -> Tensor:
+def _find(modules: Mapping[str, nn.Module], node: fx.Node) -> Any:
+    """The layer or tensor that a node names."""
+    name = str(node.target)
+    if node.op == "call_module":
+        return modules[name]
     owner, _, attribute = name.rpartition(".")
-    tensor: Tensor = getattr(module.get_submodule(owner), attribute)
-    return tensor
+    return getattr(modules[owner], attribute)
 
 
 def _tensors(value: Any, name: str) -> dict[str, Tensor]:
+    """All parameters and buffers of a layer, or the tensor itself, by qualified name."""
     if isinstance(value, Tensor):
         return {name: value}
-    named = [*value.named_parameters(name, remove_duplicate=False), *value.named_buffers(name, remove_duplicate=False)]
-    return dict(named)
+    found = {
+        f"{name}.{attribute}": tensor
+        for attribute, tensor in (*value._parameters.items(), *value._buffers.items())
+        if tensor is not None
+    }
+    for attribute, child in value._modules.items():
+        if child is not None:
+            found.update(_tensors(child, f"{name}.{attribute}"))
+    return found
 
 
 def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     """The kept part of a tensor, in the plan's order; always new storage, in the tensor's memory format."""
     result = tensor.detach()
     groups = max((axis.groups for axis, _ in plan.axes), default=1)
-    with torch.no_grad():
-        if groups > 1:
-            result = _cut_blocks(result, plan, groups)
-        else:
-            for axis, index in sorted(plan.axes, key=lambda pair: pair[0].dim):
-                result = result.index_select(axis.dim, torch.from_numpy(index).to(result.device))
+    if groups > 1:
+        result = _cut_blocks(result, plan, groups)
+    elif plan.axes:
+        result = _select(result, {axis.dim: index for axis, index in plan.axes})
     return _in_format_of(tensor, result)
+
+
+def _select(tensor: Tensor, kept: Mapping[int, IntArray]) -> Tensor:
+    """Indices of several dimensions; what lies between one selection and the next stays in the cache."""
+    last = max(kept)
+    run = _run(kept[last], tensor.shape[last]) if tensor.numel() > _PIECE and tensor.is_contiguous() else 1
+    if run > 1:  # copied run by run, as behind a flatten
+        whole = tensor.reshape(*tensor.shape[:last], -1, run, *tensor.shape[last + 1 :])
+        return _select(whole, {**kept, last: kept[last][::run] // run}).flatten(last, last + 1)
+    indices = {dim: torch.from_numpy(kept[dim]).to(tensor.device) for dim in sorted(kept)}
+    dims = list(indices)
+    size = tensor[0].numel()
+    if len(dims) == 1 or dims[0] != 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        for dim, index in indices.items():
+            tensor = tensor.index_select(dim, index)
+        return tensor
+    shape = [len(indices[dim]) if dim in indices else size for dim, size in enumerate(tensor.shape)]
+    result = tensor.new_empty(shape)
+    many = max(1, _PIECE // max(1, size))
+    buffer = tensor.new_empty((min(many, shape[0]), *tensor.shape[1:]))  # new memory for each piece would cost the most
+    start = 0
+    for rows in torch.split(indices[0], many):
+        part = torch.index_select(tensor, 0, rows, out=buffer[: len(rows)])
+        for dim in dims[1:-1]:
+            part = part.index_select(dim, indices[dim])
+        torch.index_select(part, dims[-1], indices[dims[-1]], out=result[start : start + len(rows)])
+        start += len(rows)
+    return result
+
+
+def _run(index: IntArray, size: int) -> int:
+    """The length of the runs that an index consists of: whole blocks of neighbours, each where such a block begins."""
+    starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)
+    return int(np.gcd.reduce(np.concatenate([starts, index[starts], [len(index), size]])))
 
 
 def _cut_blocks(tensor: Tensor, plan: TensorCut, groups: int) -> Tensor:
@@ -165,14 +220,16 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     new = type(value).__new__(type(value))
     memo[id(value)] = new
-    for name, attribute in value.__dict__.items():
+    attributes = dict(value.__dict__)
+    for name, attribute in attributes.items():
+        kind = type(attribute)
+        if kind in _IMMUTABLE or (kind is tuple and all(type(v) in _IMMUTABLE for v in attribute)):
+            continue
         if name in ("_parameters", "_buffers", "_modules"):
-            copied: Any = {k: None if v is None else _copy(v, memo) for k, v in attribute.items()}
-        elif isinstance(attribute, _IMMUTABLE):
-            copied = attribute
-        elif isinstance(attribute, dict | set) and not attribute:
-            copied = type(attribute)()
+            attributes[name] = {k: None if v is None else _copy(v, memo) for k, v in attribute.items()}
+        elif not attribute and kind in (dict, OrderedDict, set):
+            attributes[name] = kind()
         else:
-            copied = copy.deepcopy(attribute, memo)
-        object.__setattr__(new, name, copied)
+            attributes[name] = copy.deepcopy(attribute, memo)
+    object.__setattr__(new, "__dict__", attributes)
     return new

@@ -42,10 +42,10 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float6
         Counts between 1 and the sizes, their sum as near to what is wanted as can be; found by rounding, or else by an
         integer program (SciPy's HiGHS).
     """
-    counts = np.clip(np.rint(wanted), 1, sizes).astype(np.int64)
     n = len(sizes)
     if not len(balance):
-        return counts
+        return _apportioned(sizes, wanted)
+    counts = np.clip(np.rint(wanted), 1, sizes).astype(np.int64)
     if not (balance @ counts).any():
         off = abs(counts.sum() - wanted.sum())
         if off < 1 or n > _CLASSES or np.linalg.matrix_rank(balance) >= n - 1:
@@ -76,6 +76,21 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float6
     return result
 
 
+def _apportioned(sizes: IntArray, wanted: FloatArray) -> IntArray:
+    """Whole numbers between 1 and the sizes that add up to the rounded sum of what is wanted (largest remainders)."""
+    counts = np.clip(np.floor(wanted), 1, sizes).astype(np.int64)
+    off = round(float(wanted.sum())) - int(counts.sum())
+    while off:
+        step = 1 if off > 0 else -1
+        free = np.flatnonzero(counts < sizes if off > 0 else counts > 1)
+        if not free.size:
+            break
+        chosen = free[np.argsort(step * (counts - wanted)[free], kind="stable")[: abs(off)]]
+        counts[chosen] += step
+        off -= step * len(chosen)
+    return counts
+
+
 def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) -> NDArray[np.bool_]:
     """Keep the units of highest score.
 
@@ -88,38 +103,24 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
         Whether each unit stays.
     """
     kept = np.ones(structure.units, dtype=bool)
-    pieces = _pieces(structure)
     for group, count in keep.items():
         members = structure.members[group]
         if count >= len(members):
             continue
-        kinds, index = np.unique(structure.kind[members], return_inverse=True)
-        sizes = np.bincount(index)
+        classes = structure.classes(group)
+        sizes = np.array([len(units) for units in classes.units])
         wanted = (sizes * (count / len(members))).astype(np.float64)
-        balance = _balance(structure, kinds, group) if len(kinds) > 1 else np.zeros((0, 1))
-        counts = class_counts(sizes, wanted, balance)
-        for number in range(len(kinds)):
-            units = members[index == number]
+        for units, number in zip(classes.units, class_counts(sizes, wanted, classes.balance), strict=True):
             order = units[np.argsort(-scores[units], kind="stable")]
-            kept[order[counts[number] :]] = False
-            _revive(kept, order, pieces, scores)
+            kept[order[number:]] = False
+            inside = structure.pieces.get(int(structure.kind[units[0]]))
+            if inside is not None:
+                _revive(kept, order, inside, scores)
     return kept
 
 
-def _pieces(structure: Structure) -> list[IntArray]:
-    """Sets of units of which one must stay: the channels of every tensor that is a part of another."""
-    found: dict[bytes, IntArray] = {}
-    for piece in structure.recorder.pieces:
-        units = np.unique(structure.unit[piece])
-        if (structure.group[units] >= 0).all():
-            found[units.tobytes()] = units
-    return list(found.values())
-
-
-def _revive(kept: NDArray[np.bool_], order: IntArray, pieces: Sequence[IntArray], scores: FloatArray) -> None:
+def _revive(kept: NDArray[np.bool_], order: IntArray, inside: Sequence[IntArray], scores: FloatArray) -> None:
     """Give a piece that would be empty its best unit back, at the cost of the worst that no other piece needs."""
-    chosen = set(order.tolist())
-    inside = [piece for piece in pieces if chosen.issuperset(piece.tolist())]
     for piece in inside:
         if kept[piece].any():
             continue
@@ -132,19 +133,3 @@ def _revive(kept: NDArray[np.bool_], order: IntArray, pieces: Sequence[IntArray]
             if all(kept[other].any() for other in inside if unit in other):
                 break
             kept[unit] = True
-
-
-def _balance(structure: Structure, kinds: IntArray, group: int) -> FloatArray:
-    """Equations that the counts of a group's classes must meet: equal sums in all blocks of every constraint."""
-    rows: list[FloatArray] = []
-    for blocks in structure.rects:
-        inside = structure.group[blocks] == group
-        if not inside.any():
-            continue
-        share = np.zeros((len(blocks), len(kinds)))
-        position = np.searchsorted(kinds, structure.kind[blocks])
-        for number, (line, mask) in enumerate(zip(position, inside, strict=True)):
-            share[number] = np.bincount(line[mask], minlength=len(kinds))[: len(kinds)]
-        sizes = np.bincount(np.searchsorted(kinds, structure.kind[structure.members[group]]), minlength=len(kinds))
-        rows.extend((share[1:] - share[:1]) / np.maximum(sizes, 1))
-    return np.array(rows).reshape(-1, len(kinds))

@@ -37,9 +37,15 @@ def replayed(
     return replay
 
 
-def settle(gm: fx.GraphModule, recorder: Recorder) -> Structure:
-    """Refine the structure until a trial plan, in which every block chooses for itself, can be carried out."""
-    structure = resolve(recorder, Refinement())
+def settle(gm: fx.GraphModule, recorder: Recorder, refinement: Refinement | None = None) -> Structure:
+    """Refine the structure until a trial plan, in which every block chooses for itself, can be carried out.
+
+    Args:
+        gm: The recorded graph.
+        recorder: Its first reading.
+        refinement: Where to start; by default with nothing added to the first reading.
+    """
+    structure = resolve(recorder, refinement or Refinement())
     if not recorder.rearranged and not structure.rects:
         return structure  # channels only ever pass through in their order: there is nothing that could not be
     scores = np.random.default_rng(0).random(recorder.count)

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 __all__ = ["MetaRunner", "to_meta"]
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.fx.immutable_collections import immutable_list
+
+from fxprune.nested import map_nested
 
 META = torch.device("meta")
+_new = torch.empty  # while a model is traced, torch.empty is another function
 
 _SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
     {
@@ -57,6 +62,14 @@ _SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
 _SAME_SHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {F.batch_norm, F.instance_norm, F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.gelu, F.dropout}
 )
+_ELEMENT_WISE: frozenset[Any] = frozenset(
+    {
+        *(operator.add, operator.sub, operator.mul, operator.iadd, operator.isub, operator.imul),
+        *(torch.add, torch.sub, torch.mul, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.sigmoid_),
+        *("add", "add_", "sub", "sub_", "mul", "mul_", "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"),
+    }
+)
+"""Functions, and names of methods, whose result has the shape of their operands broadcast."""
 _FACTORIES: frozenset[Any] = frozenset(
     getattr(torch, name)
     for name in (
@@ -82,13 +95,67 @@ _CONVOLUTIONS: frozenset[type[nn.Module]] = frozenset({nn.Conv1d, nn.Conv2d, nn.
 
 def to_meta(value: Any) -> Any:
     """Replace every tensor in a nested value by a tensor of the same shape and dtype on the ``meta`` device."""
-    if isinstance(value, torch.Size):
-        return value  # tree_map would make a tuple of it
-    return tree_map(lambda v: _empty_like(v) if isinstance(v, Tensor) else v, value)
+    return map_nested(lambda v: _empty_like(v) if isinstance(v, Tensor) else v, value)
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return _new(shape, dtype=like.dtype, device=META)
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
+    return _new(tensor.shape, dtype=tensor.dtype, device=META)
+
+
+def _element_wise(args: tuple[Any, ...]) -> Tensor | None:
+    """Floating-point tensors of one dtype and plain numbers, broadcast."""
+    tensors = []
+    for value in args:
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
+            tensors.append(value)
+        elif kind is not int and kind is not float:
+            return None
+    if not tensors or not tensors[0].is_floating_point():
+        return None
+    first = tensors[0]
+    shape = first.shape
+    for other in tensors[1:]:
+        if other.dtype is not first.dtype or not other.dim() or not first.dim():
+            return None
+        if other.shape != shape:
+            shape = torch.Size(np.broadcast_shapes(shape, other.shape))
+    return _empty(shape, first)
+
+
+def _concatenated(tensors: Any, dim: Any = 0) -> Tensor | None:
+    """Tensors of one dtype that differ in nothing but the size along ``dim``."""
+    if type(tensors) not in (list, tuple, immutable_list) or type(dim) is not int or not tensors:
+        return None
+    first = tensors[0]
+    if any(type(t) is not Tensor or t.dtype is not first.dtype or t.dim() != first.dim() for t in tensors):
+        return None
+    if not -first.dim() <= dim < first.dim():
+        return None
+    shape = list(first.shape)
+    size, shape[dim] = 0, 0
+    for tensor in tensors:
+        other = list(tensor.shape)
+        size += other[dim]
+        other[dim] = 0
+        if other != shape:
+            return None
+    shape[dim] = size
+    return _empty(shape, first)
+
+
+def _pooled(x: Any, output_size: Any) -> Tensor | None:
+    """Adaptive pooling over the last two dimensions to a size of plain numbers."""
+    sizes = (output_size,) * 2 if type(output_size) is int else output_size
+    if type(x) is not Tensor or x.dim() not in (3, 4) or type(sizes) not in (tuple, list) or len(sizes) != 2:
+        return None
+    if any(type(size) is not int or size < 1 for size in sizes):
+        return None
+    return _empty((*x.shape[:-2], *sizes), x)
 
 
 def _convolution_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -109,7 +176,7 @@ def _convolution_shape(module: Any, x: Tensor) -> Tensor | None:
         ]
     if min(spatial, default=1) < 1:
         return None
-    return x.new_empty((x.shape[0], module.out_channels, *spatial))
+    return _empty((x.shape[0], module.out_channels, *spatial), x)
 
 
 class MetaRunner:
@@ -137,13 +204,17 @@ class MetaRunner:
         x = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(x, Tensor):
             if kind in _SAME_SHAPE and not module._forward_hooks and self._accepts(module, x):
-                return x.new_empty(x.shape)
+                return _empty_like(x)
             if kind in _CONVOLUTIONS and not module._forward_hooks:
                 shaped = _convolution_shape(module, x)
                 if shaped is not None:
                     return shaped
+            if kind is nn.AdaptiveAvgPool2d and not module._forward_hooks:
+                pooled = _pooled(x, module.output_size)
+                if pooled is not None:
+                    return pooled
             if isinstance(module, nn.Linear) and kind is nn.Linear and x.dim() and x.shape[-1] == module.in_features:
-                return x.new_empty((*x.shape[:-1], module.out_features))
+                return _empty((*x.shape[:-1], module.out_features), x)
         tensors = self._stand_ins.get(id(module))
         if tensors is None:
             named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
@@ -174,22 +245,35 @@ class MetaRunner:
         if function in _SAME_SHAPE_FUNCTIONS and isinstance(x, Tensor) and not kwargs.get("inplace"):
             sizes = [len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
             if x.dim() > 1 and all(size == x.shape[1] for size in sizes):
-                return x.new_empty(x.shape)
-        named: dict[str, Any] = self._undevice(dict(kwargs))
+                return _empty_like(x)
+        quick = None
+        if function in _ELEMENT_WISE and not kwargs:
+            quick = _element_wise(args)
+        elif function is torch.cat and args and not kwargs.keys() - {"dim"}:
+            quick = _concatenated(*args, **kwargs)
+        elif function is F.adaptive_avg_pool2d and args:
+            quick = _pooled(*args, **kwargs)
+        if quick is not None:
+            return quick
+        named: dict[str, Any] = map_nested(self._undevice, dict(kwargs))
         if function in _FACTORIES:
             named["device"] = META
         with torch.no_grad():
-            return function(*self._undevice(args), **named)
+            return function(*map_nested(self._undevice, args), **named)
 
     def method(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a tensor's method gives on meta tensors."""
         if name in ("cuda", "cpu", "pin_memory"):
             return args[0]
-        args = self._undevice(args)
+        if name in _ELEMENT_WISE and not kwargs:
+            quick = _element_wise(args)
+            if quick is not None:
+                return quick
+        args = map_nested(self._undevice, args)
         if name == "to" and len(args) > 1 and isinstance(args[1], str):
             args = (args[0], META, *args[2:])
         with torch.no_grad():
-            return getattr(args[0], name)(*args[1:], **self._undevice(dict(kwargs)))
+            return getattr(args[0], name)(*args[1:], **map_nested(self._undevice, dict(kwargs)))
 
     def get(self, value: Any, name: str) -> Any:
         """An attribute of a value; a tensor's device is the model's, never ``meta``."""
@@ -204,8 +288,4 @@ class MetaRunner:
 
     @staticmethod
     def _undevice(value: Any) -> Any:
-        return tree_map(lambda v: META if isinstance(v, torch.device) else v, value, is_leaf=_is_size)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, torch.Size)  # of which tree_map would make a tuple
+        return META if isinstance(value, torch.device) else value

@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-__all__ = ["Scaled", "labels_free", "merge", "moved_records", "shapes_left"]
+__all__ = ["Recomputed", "Scaled", "labels_free", "merge", "moved_records", "restored", "shapes_left"]
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.labels import Labels
-from fxprune.reading import fold
+from fxprune.nested import atomic, leaves
 from fxprune.recorder import Moved
 
 Shape = tuple[int, ...]
 
 
+@atomic
 @dataclass(frozen=True)
 class Scaled:
     """A size that the graph computes, times a fraction: what it computes it from, as the batch, stays free.
 
     Attributes:
-        node: The node that computes it.
+        node: What computes it.
         times, over: The fraction, in lowest terms.
+        value: What it comes to for the example inputs, in the network that is left.
     """
 
-    node: fx.Node
+    node: fx.Node | Recomputed
     times: int
     over: int
+    value: int
+
+
+@atomic
+@dataclass(frozen=True)
+class Recomputed:
+    """A call that is made once more, with arguments that its own node does not have.
+
+    Attributes:
+        op, target, args, kwargs: As in ``torch.fx.Node``; the arguments may hold more of these.
+        value: What it comes to for the example inputs, in the network that is left.
+    """
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Any
 
 
 def moved_records(log: Sequence[Any], pieces: int, layers: int) -> list[list[Moved]]:
@@ -79,9 +101,7 @@ def _layer_sizes(record: Moved, alive: NDArray[np.bool_]) -> list[dict[int, int]
 
 def labels_free(value: Any) -> bool:
     """Whether a nested value holds numbers only."""
-    found: list[bool] = []
-    fold(lambda v: found.append(True) if isinstance(v, Labels | Tensor) else None, value)
-    return not found
+    return not any(isinstance(leaf, Labels | Tensor) for leaf in leaves(value))
 
 
 def merge(raw: Any, old: Any, new: Any) -> Any:
@@ -96,7 +116,44 @@ def merge(raw: Any, old: Any, new: Any) -> Any:
         return type(new)([merge(r, o, n) for r, o, n in zip(raw, old, new, strict=True)])
     if type(old) is type(new) and old == new:
         return raw
-    if isinstance(raw, fx.Node) and type(old) is int and type(new) is int and min(old, new) > 0:
-        divisor = math.gcd(old, new)
-        return Scaled(raw, new // divisor, old // divisor)
-    return new
+    return _scaled(raw, old, new) if isinstance(raw, fx.Node) and type(old) is int and type(new) is int else new
+
+
+def _scaled(node: fx.Node | Recomputed, old: int, new: int) -> Scaled | int:
+    if min(old, new) <= 0:
+        return new
+    divisor = math.gcd(old, new)
+    return Scaled(node, new // divisor, old // divisor, new)
+
+
+def restored(node: fx.Node, read: Mapping[fx.Node, Any]) -> Any:
+    """What gives the number that a node gave in the original network, whatever the size of the batch or the image.
+
+    Sizes that are read off a tensor are multiplied by what it lost; what is computed from them is computed again.
+
+    Args:
+        node: Any node; one whose value is no number is given back, as is one whose value is still the same.
+        read: What every node gives in the network that is left.
+
+    Returns:
+        The node, or numbers, :class:`Scaled` and :class:`Recomputed` in the form of its value.
+    """
+    old, new = node.meta["val"], read[node]
+    if isinstance(old, bool | Tensor) or not isinstance(old, int | float | tuple | list | slice):
+        return node
+    if not labels_free(old) or new == old:
+        return node
+    shape = node.all_input_nodes[0] if node.target is operator.getitem else node  # one size of a shape is read off, too
+    if all(labels_free(read[n]) for n in (*node.all_input_nodes, *shape.all_input_nodes)):
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: restored(n, read))
+        if node.op != "call_method" or isinstance(args[0], fx.Node):
+            return Recomputed(node.op, node.target, args, kwargs, old)
+    if type(old) is int and type(new) is int:
+        return _scaled(node, new, old)
+    if isinstance(old, tuple | list) and isinstance(new, tuple | list) and len(old) == len(new):
+        items = [Recomputed("call_function", operator.getitem, (node, i), {}, n) for i, n in enumerate(new)]
+        return tuple(
+            item if n == o else _scaled(item, n, o) if type(o) is int and type(n) is int else o
+            for item, o, n in zip(items, old, new, strict=True)
+        )
+    return tuple(old) if isinstance(old, torch.Size) else old

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 __all__ = ["FAILURES", "CaptureTracer", "twin_of", "user_frame", "value_of"]
 
+import builtins
 import copy
 import functools
 import inspect
 import math
+import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _orig_module_call
 
+from fxprune.arguments import in_order
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
 from fxprune.opaque import (
@@ -64,6 +70,9 @@ class CaptureTracer(fx.Tracer):
         model: The model to trace; needed for the names of its tensors.
         example: Values of the placeholders by name.
         device: The model's device.
+
+    Attributes:
+        originals: Python's own functions that are patched while the user's code runs, by name.
     """
 
     proxy_buffer_attributes = True
@@ -77,6 +86,7 @@ class CaptureTracer(fx.Tracer):
         super().__init__(autowrap_modules=(math,))
         self.runner = MetaRunner(device)
         self.example = example
+        self._modules = dict(model.named_modules(remove_duplicate=False))
         self.names: dict[int, str] = {}
         self.tensors: dict[str, Tensor] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -89,6 +99,7 @@ class CaptureTracer(fx.Tracer):
         self.refused: fx.Node | None = None
         self._constants: list[Tensor] = []
         self.evaluating = False
+        self.originals: dict[str, Any] = {}
         self._varying = False
 
     # What torch.fx asks of a tracer -----------------------------------------------------------------------------------
@@ -153,20 +164,23 @@ class CaptureTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         """Record the call, and find its value."""
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        node = proxy.node
-        self.evaluating = True  # a layer that runs on meta tensors is not to be traced
-        try:
-            node.meta["val"] = self._evaluate(node, value_of)
-            if self._varying:
-                self._follow_twin(node)
-        except FAILURES as error:
-            if self.failure is None:
-                self.refused = node
-            self.note_failure(self._where(node), error)
-            raise
-        finally:
-            self.evaluating = False
+        with self.unpatched():
+            if kwargs:
+                args, kwargs = self._in_order(kind, target, args, kwargs)
+            proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+            node = proxy.node
+            self.evaluating = True  # a layer that runs on meta tensors is not to be traced
+            try:
+                node.meta["val"] = self._evaluate(node, value_of)
+                if self._varying:
+                    self._follow_twin(node)
+            except FAILURES as error:
+                if self.failure is None:
+                    self.refused = node
+                self.note_failure(self._where(node), error)
+                raise
+            finally:
+                self.evaluating = False
         node.meta["source"] = user_frame()
         return proxy
 
@@ -186,6 +200,27 @@ class CaptureTracer(fx.Tracer):
         return attr_val
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _in_order(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kind != "call_module":
+            return in_order(target, args, kwargs)
+        module = self._modules.get(target)
+        if module is None:
+            return args, kwargs
+        called, named = in_order(type(module).forward, (module, *args), kwargs)
+        return called[1:], named
+
+    @contextmanager
+    def unpatched(self) -> Iterator[None]:
+        """Python's own functions, where there is none of the user's code that they could mislead."""
+        patches = {name: getattr(builtins, name) for name in self.originals}
+        for name, function in self.originals.items():
+            setattr(builtins, name, function)
+        try:
+            yield
+        finally:
+            for name, function in patches.items():
+                setattr(builtins, name, function)
 
     def tensor_node(self, tensor: Tensor) -> ValueProxy:
         """A tensor of the model, or one that belongs to no module, as a value of the graph."""
@@ -250,7 +285,7 @@ class CaptureTracer(fx.Tracer):
             helper = self.helpers.get(target)
             if helper is not None:
                 return helper(*args, **kwargs)
-            return self.runner.module(self.root.get_submodule(target), args, kwargs)
+            return self.runner.module(self._modules[target], args, kwargs)
         if node.op == "call_method":
             return self.runner.method(str(node.target), args, kwargs)
         if node.target is getattr:
@@ -329,15 +364,21 @@ def _keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
     return all(getattr(kind, name, None) is getattr(base, name, None) for name in names)
 
 
+_OURS = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
+
+
+@cache
+def _shown(file: str) -> str:
+    """A source file's name for a message; empty for those of torch and of this package."""
+    return "" if file.startswith((*_OURS, "<")) else "/".join(Path(file).parts[-2:])
+
+
 def user_frame() -> str:
     """Where the traced code is, as ``folder/file:line``."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if "/torch/" not in name and "/fxprune/" not in name and not name.startswith("<"):
-            parts = name.replace("\\", "/").split("/")
-            return f"{'/'.join(parts[-2:])}:{frame.f_lineno}"
-        if frame.f_back is None:
-            break
+        name = _shown(frame.f_code.co_filename)
+        if name:
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from fxprune.analysis import Structure
-from fxprune.capture import Example, bind_example
-from fxprune.errors import ArgumentError, FxpruneError
+from fxprune.capture import FAILURES, Example, bind_example
+from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError, InternalError, TraceError
+from fxprune.nested import leaves, map_nested
 from fxprune.plan import ChannelPlan
 from fxprune.recorder import Read
 from fxprune.rewriting import graph_over
@@ -49,7 +49,7 @@ class _Double(fx.Interpreter):
         return self._run(n, args, kwargs)
 
     def _run(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree_map(_widened, (args, kwargs))
+        args, kwargs = map_nested(_widened, args), map_nested(_widened, kwargs)
         target = "double" if n.op == "call_method" and n.target in ("float", "half", "bfloat16") else n.target
         with self._set_current_node(n):
             return getattr(self, n.op)(target, args, kwargs)
@@ -134,26 +134,52 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proo
         The proof. For an exact plan the error is rounding alone, at most about 1e-12.
 
     Raises:
-        ArgumentError: The plan is for another model, or only holds for inputs of the size that it was traced with.
-        FxpruneError: The outputs differ in number or shape.
+        ArgumentError: The plan is for another model, or only holds for inputs of the size that it was traced with; or
+            the model or the inputs are on the meta device, where nothing can be computed.
+        ArgumentTypeError: Something else than a model, a plan or inputs.
+        TraceError: The model does not accept the inputs; its own error is the cause.
+        InternalError: The pruned network fails where the original does not, or its outputs differ in number or shape.
     """
+    if not isinstance(model, nn.Module) or not isinstance(plan, ChannelPlan):
+        kinds = f"{type(model).__name__} and a {type(plan).__name__}"
+        raise ArgumentTypeError(f"verify needs an nn.Module and the ChannelPlan for it, not a {kinds}")
+    _check_values(model)
     original = graph_over(plan.gm, copy.deepcopy(model)).double().eval()
     pruned = plan.apply(original)
     example = bind_example(model, example_inputs)
     values = [
-        tree_map(_double, example[str(n.target).lstrip("*")]) for n in plan.gm.graph.nodes if n.op == "placeholder"
+        map_nested(_double, example[str(n.target).lstrip("*")]) for n in plan.gm.graph.nodes if n.op == "placeholder"
     ]
+    name = type(model).__name__
     with torch.no_grad():
-        before = _Zeroing(original, plan).run(*copy.deepcopy(values))
-        after = _Double(pruned).run(*copy.deepcopy(values))
+        try:
+            before = _Zeroing(original, plan).run(*copy.deepcopy(values))
+        except FxpruneError:
+            raise
+        except FAILURES as error:
+            raise TraceError(f"{name} failed on the example inputs: {type(error).__name__}: {error}") from error
+        try:
+            after = _Double(pruned).run(*copy.deepcopy(values))
+        except FAILURES as error:
+            raise InternalError(
+                f"the pruned {name} failed on inputs that the original takes: {type(error).__name__}: {error}"
+            ) from error
     return Proof(_difference(before, after), not plan.inexact, list(plan.inexact))
 
 
+def _check_values(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ArgumentError(
+                f"'{name}' is on the meta device, where nothing can be computed: verify needs the model's weights"
+            )
+
+
 def _difference(before: Any, after: Any) -> float:
-    a, b = ([v for v in tree_flatten(x)[0] if isinstance(v, Tensor)] for x in (before, after))
+    a, b = ([v for v in leaves(x) if isinstance(v, Tensor)] for x in (before, after))
     shapes = [[tuple(v.shape) for v in x] for x in (a, b)]
     if shapes[0] != shapes[1]:
-        raise FxpruneError(f"the pruned network gives outputs of shapes {shapes[1]}, the original {shapes[0]}")
+        raise InternalError(f"the pruned network gives outputs of shapes {shapes[1]}, the original {shapes[0]}")
     worst = 0.0
     for x, y in zip(a, b, strict=True):
         if x.numel():

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
-from torch.utils._pytree import tree_map
 
 from fxprune.errors import ArgumentError
 from fxprune.labels import Labels
+from fxprune.nested import map_nested
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
 from fxprune.shapes import to_meta
-from fxprune.spelling import Scaled
+from fxprune.spelling import Recomputed, Scaled
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
 
         def here(value: Any) -> Any:
             if isinstance(value, Scaled):
-                return _scaled(graph, nodes[value.node.name], value)
+                return _scaled(graph, here(value.node), value)
+            if isinstance(value, Recomputed):
+                args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), here)
+                node = graph.create_node(value.op, value.target, args, kwargs)
+                node.meta["val"] = value.value
+                return node
             return nodes[value.name] if isinstance(value, fx.Node) else value
 
         for name, change in plan.changes.items():
@@ -72,6 +77,7 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
             with graph.inserting_before(node):
                 args, kwargs = fx.node.map_aggregate((change.args, change.kwargs), here)
             node.args, node.kwargs = args, kwargs
+        _drop_numbers(graph)
 
     result = rebuild(plan.gm, model, plan.structure.recorder.by_alias(plan.tensors), edit)
     for (layer, name), value in plan.attributes.items():
@@ -80,11 +86,21 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
     return result
 
 
+def _drop_numbers(graph: fx.Graph) -> None:
+    """Take out what only calculated numbers that are written out now: with fewer channels it may have no answer."""
+    for node in reversed(graph.nodes):
+        number = isinstance(node.meta["val"], int | float) and node.op in ("call_function", "call_method")
+        if number and not node.users:
+            graph.erase_node(node)
+
+
 def _scaled(graph: fx.Graph, node: fx.Node, wanted: Scaled) -> fx.Node:
     """New nodes for a size times a fraction."""
-    for operation, number in ((operator.mul, wanted.times), (operator.floordiv, wanted.over)):
+    for operation, number, value in (
+        (operator.mul, wanted.times, wanted.value * wanted.over),
+        (operator.floordiv, wanted.over, wanted.value),
+    ):
         if number > 1:
-            value = operation(node.meta["val"], number)
             node = graph.call_function(operation, (node, number))
             node.meta["val"] = value
     return node
@@ -101,7 +117,7 @@ def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
 
     for node in result.graph.nodes:
         old = node.meta["val"]
-        new = tree_map(as_value, replay.values[node], is_leaf=lambda v: isinstance(v, Labels))
+        new = map_nested(as_value, replay.values[node])
         if node.op == "get_attr":
             new = to_meta(replay.original(str(node.target)))
         if isinstance(old, Tensor) and isinstance(new, Tensor):

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fxprune.errors import InternalError
+from fxprune.recorder import Recorder
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the exhaustive sweeps (marker: slow)")
@@ -40,6 +43,17 @@ def checkout() -> Path:
     if not (root / "setup.cfg").is_file():
         pytest.skip("needs the source tree")
     return root
+
+
+@pytest.fixture(autouse=True)
+def _failures_are_seen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that fails is a mistake, which users are spared by a freeze; unless marked so, tests are not."""
+    if request.node.get_closest_marker("unforeseen") is None:
+
+        def failed(self: Recorder, error: Exception) -> str:
+            raise InternalError(f"the rule for {self.node.target} failed: {type(error).__name__}: {error}") from error
+
+        monkeypatch.setattr(Recorder, "failed", failed)
 
 
 @pytest.fixture(autouse=True)

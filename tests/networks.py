@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ["Net", "Proven", "frozen", "holds", "images", "prove", "same", "sizes", "structure", "survives"]
+__all__ = [
+    "Net",
+    "Proven",
+    "frozen",
+    "holds",
+    "images",
+    "kept",
+    "prove",
+    "same",
+    "sizes",
+    "structure",
+    "survives",
+    "unchanged",
+    "vgg",
+    "widths",
+]
 
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +35,7 @@ from torch.utils._pytree import tree_flatten
 from fxprune.analysis import Refinement, Structure, read, resolve
 from fxprune.capture import trace
 from fxprune.dependency import ChannelGroup, DependencyGraph
-from fxprune.models import randomize
+from fxprune.models import VGG, randomize
 from fxprune.plan import ChannelPlan
 from fxprune.planning import plan_channels
 from fxprune.verification import Proof, verify
@@ -138,6 +155,36 @@ def survives(function: Callable[[], Any]) -> bool:
         finally:
             os._exit(status)
     return os.waitpid(child, 0)[1] == 0
+
+
+@cache
+def vgg(width: float = 0.1) -> tuple[VGG, DependencyGraph]:
+    """The network of the lab, narrow, and its analysis."""
+    model = randomize(VGG(width)).eval()
+    return model, DependencyGraph.from_model(model, torch.zeros(1, 3, 32, 32))
+
+
+def widths(plan: ChannelPlan) -> list[int]:
+    """How many channels the convolutions of the VGG keep."""
+    found = []
+    for i in range(8):
+        layer = plan.layers[f"backbone.conv{i}"]
+        found.append(layer.size[1] if layer.outputs is None else len(layer.outputs))
+    return found
+
+
+def kept(plan: ChannelPlan, layer: str) -> int:
+    """How many channels a layer keeps."""
+    outputs = plan.layers[layer].outputs
+    return plan.layers[layer].size[1] if outputs is None else len(outputs)
+
+
+def unchanged(model: nn.Module, before: nn.Module) -> bool:
+    """Whether two models have the same layers, modes and values, NaN included."""
+    pairs = itertools.zip_longest(model.state_dict().items(), before.state_dict().items())
+    tensors = all(a[0] == b[0] and torch.equal(a[1].nan_to_num(9), b[1].nan_to_num(9)) for a, b in pairs)
+    modes = [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    return tensors and modes and repr(model) == repr(before)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -274,10 +274,6 @@ def test_check_finite_lets_numbers_pass() -> None:
     check_finite("weight", torch.zeros(0))
 
 
-# What is known not to hold yet ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(strict=True, reason="scores are taken of every group, whether or not a ratio applies to it")
 @pytest.mark.parametrize("arguments", [{"exclude": ("a", "read1")}, {"ratio": {"c": 0.5}}])
 def test_weights_of_a_layer_that_stays_need_no_ranking(arguments: dict[str, object]) -> None:
     """The message says that excluding the layer helps."""
@@ -288,8 +284,30 @@ def test_weights_of_a_layer_that_stays_need_no_ranking(arguments: dict[str, obje
     assert plan.layers["read1"].outputs is None
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="what a function gives is handed to torch.as_tensor unseen")
 @pytest.mark.parametrize("given", [None, "abc", {"a": 1.0}])
 def test_no_numbers_from_a_function_are_refused(given: object) -> None:
     with pytest.raises(ArgumentTypeError, match="criterion"):
         plan_channels(DependencyGraph.from_model(Several(), IMAGE), 0.5, lambda group: given)  # type: ignore[arg-type, return-value]
+
+
+def test_a_function_is_asked_only_about_groups_that_a_ratio_applies_to() -> None:
+    seen: list[str] = []
+
+    def criterion(group: ChannelGroup) -> list[float]:
+        seen.append(group.name)
+        return [1.0] * group.size
+
+    plan_channels(DependencyGraph.from_model(Several(), IMAGE), {"c": 0.5}, criterion)
+    assert seen == ["c"]
+
+
+def test_nan_in_channels_of_another_group_does_not_count() -> None:
+    """Only the weights that make or read what is ranked are looked at."""
+    model = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)))
+    with torch.no_grad():
+        model.get_parameter("0.weight").fill_(math.nan)
+    deps = DependencyGraph.from_model(model, IMAGE)
+    plan_channels(deps, 0.5)
+    with pytest.raises(WeightError, match=r"0\.weight"):
+        plan_channels(deps, 0.5, "output-l2")
+    plan_channels(deps, 0.5, "output-l2", exclude=["0"])

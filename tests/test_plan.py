@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.dependency import DependencyGraph
-from fxprune.errors import ArgumentError, FxpruneError
+from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError
 from fxprune.models import VGG, ZOO, example_inputs, randomize
 from fxprune.plan import ChannelPlan, LayerPlan
 from fxprune.planning import plan_channels, plan_sorting
 from fxprune.reading import Axis
+from fxprune.verification import verify
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 
@@ -307,7 +308,28 @@ def test_two_weights_of_one_module_are_told_apart() -> None:
     assert sum(said.outputs is not None for said in plan.layers.values()) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="there is nothing on the meta device to rank")
 def test_ranking_weights_without_values_is_refused() -> None:
     with pytest.raises(FxpruneError, match="meta"):
         plan_channels(DependencyGraph.from_model(Small().to("meta"), IMAGE), 0.5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_plan_made_without_weights_holds_for_the_model_with_them(device: str) -> None:
+    empty = Small().to("meta")
+    plan = plan_channels(DependencyGraph.from_model(empty, IMAGE.to(device)), 0.5, "first")
+    assert plan.apply(empty).get_parameter("conv.weight").is_meta
+    with pytest.raises(ArgumentError, match="meta device"):
+        verify(empty, plan, IMAGE)
+    model = randomize(Small())
+    assert plan.apply(model)(torch.randn(3, 3, 8, 8)).shape == model(torch.randn(3, 3, 8, 8)).shape
+    assert verify(model, plan, torch.randn(3, 3, 8, 8)).max_relative_error < 1e-12
+
+
+def test_a_plan_is_shown_in_one_line_and_refuses_what_is_no_module() -> None:
+    _, plan = small()
+    assert len(repr(plan)) < 100
+    assert "3 units removed" in repr(plan)
+    with pytest.raises(ArgumentTypeError, match="not to a str"):
+        plan.apply("model")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="ChannelPlan"):
+        verify(Small(), None, IMAGE)  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis import RULE_MODULES, read
 from fxprune.capture import trace
-from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer
 from fxprune.models import ZOO, example_inputs
 from fxprune.reading import Axis, Declined
@@ -45,17 +44,19 @@ def test_a_rule_is_found_by_the_operator_not_by_its_name() -> None:
     assert RULES["relu"].function is RULES[torch.relu].function is RULES[F.relu].function
 
 
-def test_a_broken_rule_names_its_operator_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.unforeseen
+def test_a_broken_rule_freezes_its_operator_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(ctx: Recorder, module: nn.Module, x: Labels) -> Labels:
+        ctx.consume(Axis("norm.weight", 0), "norm", ctx.fixed(8, "half-done"), "follower")
         raise RuntimeError("it broke")
 
     monkeypatch.setitem(RULES, nn.BatchNorm2d, type(RULES[nn.BatchNorm2d])(broken))
-    model = Net(lambda s, x: s.end(s.norm(s.a(x))), norm=nn.BatchNorm2d(8))
-    with pytest.raises(
-        InternalError, match=r"the rule for call_module norm failed at node 'norm' .*test_recorder.py"
-    ) as caught:
-        recorded(model)
-    assert "RuntimeError: it broke" in str(caught.value)
+    recorder = recorded(Net(lambda s, x: s.end(s.norm(s.a(x))), norm=nn.BatchNorm2d(8)))
+    (reason,) = {f.reason for f in recorder.freezes if f.reason.node == "norm"}
+    assert "does not know these arguments (RuntimeError: it broke)" in reason.text
+    assert "test_recorder.py" in reason.where
+    assert Axis("norm.weight", 0) not in recorder.axes
+    assert not [use for use in recorder.uses if use.layer == "norm"]
 
 
 def test_a_rule_may_decline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +133,10 @@ def test_a_parameter_that_meets_channels_has_labels_of_its_own() -> None:
 
 
 def test_reasons_say_where() -> None:
-    recorder = recorded(nn.Sequential(Net(lambda s, x: torch.cumsum(s.a(x), 1), b=None, h=None)))
-    (reason,) = {f.reason for f in recorder.freezes if f.reason.node == "cumsum"}
-    assert reason.text == "operator cumsum has no rule"
-    assert reason.where.startswith("node 'cumsum' in module '0' at tests/test_recorder.py:")
+    recorder = recorded(nn.Sequential(Net(lambda s, x: torch.trapezoid(s.a(x), dim=1), b=None, h=None)))
+    (reason,) = {f.reason for f in recorder.freezes if f.reason.node == "trapezoid"}
+    assert reason.text == "operator trapezoid has no rule"
+    assert reason.where.startswith("node 'trapezoid' in module '0' at tests/test_recorder.py:")
 
 
 # Single steps ---------------------------------------------------------------------------------------------------------

@@ -183,10 +183,6 @@ def test_missing_and_misshapen_layers_are_refused() -> None:
         graph_over(gm, nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)))
 
 
-# What is known not to hold yet ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(strict=True, reason="the graph is shared, and a GraphModule makes itself the owner of its graph")
 def test_the_traced_graph_stays_with_its_module() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
     gm = trace(model, IMAGE)

@@ -200,7 +200,6 @@ def test_functional_convolutions(
     assert found["a"] == 8
 
 
-@pytest.mark.xfail(strict=True, reason="only one of the parameters behind a computed weight is known")
 def test_every_parameter_behind_a_weight_is_a_producer() -> None:
     def joined(s: Any, x: Tensor) -> Tensor:
         return s.end(F.conv2d(s.a(x), torch.cat([s.c.weight, s.d.weight])))
@@ -241,7 +240,6 @@ def test_functional_linear_layers(function: Callable[[Any, Any], Any], members: 
     assert {"a": 8, "b": 6}.items() <= sizes(deps).items()
 
 
-@pytest.mark.xfail(strict=True, reason="the rule takes the weight for a matrix")
 def test_the_weight_of_a_linear_layer_may_be_a_vector() -> None:
     deps = holds(Net(lambda s, x: F.linear(s.b(s.a(x)).mean((2, 3)), s.w), w=W(torch.zeros(6))))
     assert sizes(deps)["a"] == 8

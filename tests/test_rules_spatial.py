@@ -54,7 +54,7 @@ def _sampled(s: Any, y: Tensor) -> Tensor:
         lambda s, y: F.interpolate(y, size=(y.shape[2] * 2, y.shape[1] + 1)),
         lambda s, y: F.max_pool2d(y, 2) + F.avg_pool2d(y, 2),
         lambda s, y: s.p(y)[0],
-        pytest.param(_unpooled, marks=pytest.mark.xfail(strict=True, reason="pooling with indices has no rule")),
+        _unpooled,
         lambda s, y: F.max_pool1d(y.flatten(2), 2).view(y.shape[0], -1, 3, 6),
         lambda s, y: F.avg_pool3d(y[:, :, None], (1, 2, 2))[:, :, 0],
     ],
@@ -112,9 +112,6 @@ def test_reductions_over_positions_pass_channels_on(function: Function) -> None:
     assert sizes(holds(model)) == {"a": 8, "b": 6}
 
 
-AXIS = pytest.mark.xfail(strict=True, reason="NumPy's names of dim and keepdim are not known")
-
-
 @pytest.mark.parametrize(
     "function",
     [
@@ -124,7 +121,6 @@ AXIS = pytest.mark.xfail(strict=True, reason="NumPy's names of dim and keepdim a
         lambda s, y: (y * y.mean(axis=(2, 3), keepdims=True)).mean((2, 3)),
     ],
 )
-@AXIS
 def test_the_names_of_numpy(function: Function) -> None:
     model = Net(lambda s, x: s.h(function(s, s.b(s.a(x)))))
     assert sizes(holds(model)) == {"a": 8, "b": 6}

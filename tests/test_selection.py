@@ -74,7 +74,6 @@ def test_counts_are_the_nearest_that_keep_blocks_equal(case: tuple[list[int], fl
     assert off < 1 or round(off, 6) == best[0]
 
 
-@pytest.mark.xfail(strict=True, reason="classes without blocks are rounded one by one")
 def test_classes_without_blocks_add_up_to_what_is_wanted() -> None:
     counts = class_counts(np.full(8, 3), np.full(8, 1.5), np.zeros((0, 8)))
     assert counts.sum() == 12

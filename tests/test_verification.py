@@ -474,12 +474,6 @@ def test_inputs_of_another_size_are_proven() -> None:
     assert verify(model, plan, torch.randn(2, 3, 32, 24)).max_relative_error <= LIMIT
 
 
-# What is known not to hold yet ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(
-    strict=True, reason="the mode of functions belongs to the traced graph, which verify puts into evaluation mode"
-)
 def test_the_traced_module_stays_in_its_mode() -> None:
     model = randomize(ZOO["dropout"]()).train()
     deps = DependencyGraph.from_model(model, example_inputs("dropout"))
@@ -487,7 +481,6 @@ def test_the_traced_module_stays_in_its_mode() -> None:
     assert all(module.training for module in deps.gm.modules())
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torch's own error comes through")
 def test_inputs_that_the_model_refuses_are_refused() -> None:
     model, deps = analysed("vgg")
     with pytest.raises(FxpruneError):

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["axis", "broadcast_shape", "contract", "join", "layer_name", "meet", "only_axis", "pad", "place", "sum_over"]
+__all__ = [
+    "axis",
+    "broadcast_shape",
+    "contract",
+    "join",
+    "layer_name",
+    "meet",
+    "only_axis",
+    "pad",
+    "place",
+    "sum_of_powers",
+    "sum_over",
+]
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,6 +185,21 @@ def sum_over(ctx: Reading, value: Labels, dims: Sequence[int], keepdim: bool) ->
     return result if keepdim else _drop(result, dims)
 
 
+def sum_of_powers(ctx: Reading, value: Labels, dims: Sequence[int], order: Any) -> None:
+    """Note a norm over dimensions: exact when what was removed counts as zero, unless zeros decide it.
+
+    Args:
+        ctx: The reading.
+        value: What the norm is of.
+        dims: The dimensions, not negative.
+        order: As for ``torch.linalg.norm``.
+    """
+    if isinstance(order, int | float) and order < 0:
+        ctx.inexact(value.on(dims), dims, f"a norm of order {order} over channels")
+    else:
+        ctx.reads(0, value, value.on(dims))
+
+
 def _drop(value: Labels, dims: Sequence[int]) -> Labels:
     left = [d for d in range(len(value.full)) if d not in dims]
     position = {d: i for i, d in enumerate(left)}
@@ -207,8 +235,17 @@ def contract(ctx: Reading, equation: str, values: Sequence[Labels], positions: S
             for dim, layer in ((d, layer) for d in range(len(term)) for layer in value.on([d])):
                 ctx.weigh(layer.tensor.reshape(-1), "consumer" if dim in contracted else "producer")
         spread_out.append(_permuted(value, [letters.index(c) for c in term], len(letters)))
+    if not any(value.parameter for value in values):
+        _heads(ctx, spread_out, [letters.index(c) for c in output if all(c in term for term in terms)])
     joint = meet(ctx, spread_out, tuple(sizes[c] for c in letters))
     return sum_over(ctx, joint, summed, keepdim=False)
+
+
+def _heads(ctx: Reading, values: Sequence[Labels], batch: Sequence[int]) -> None:
+    """Where channels lie in blocks along a dimension that the product runs along by itself, each block is a head."""
+    for layer in (layer for value in values for layer in value.layers):
+        if 0 < len(set(layer.dims) & set(batch)) < len(layer.dims):
+            ctx.heads(layer, batch)
 
 
 def _permuted(value: Labels, target: Sequence[int], rank: int) -> Labels:
@@ -239,7 +276,9 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
         values = [_permuted(v, [d + (d >= dim) for d in range(len(v.full))], len(full)) for v in values]
     clusters = _clusters([layer for v in values for layer in v.layers])
     along = next((c for c in clusters if dim in c), None)
+    free = None
     if along is None and stacked and len(clusters) == 1:
+        free = clusters[0][0] if len(clusters[0]) == 1 else None
         along = tuple(sorted({dim, *clusters[0]}))  # every tensor of the stack may choose channels of its own
     layers: list[Layer] = []
     for dims in clusters:
@@ -261,7 +300,7 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
                 (_one_layer(ctx, v, along), tuple(s if d in along else 1 for d, s in enumerate(v.shape)))
                 for v in values
             ]
-            joined = ctx.join(lambda tensors: torch.cat(tensors, dim), parts)
+            joined = ctx.join(lambda tensors: torch.cat(tensors, dim), parts, free)
             layers += [] if joined is None else [joined]
     return Labels(full, tuple(layers), why)
 

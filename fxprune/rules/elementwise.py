@@ -31,14 +31,16 @@ _UNARY = (
     *("trunc", "nan_to_num", "positive", "isnan", "isinf", "isfinite", "erfinv"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
     *("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"),
-    *("to", "float", "half", "double", "bfloat16", "int", "long", "bool", "type", "type_as", "cuda", "cpu"),
+    *("float", "half", "double", "bfloat16", "int", "long", "bool", "type", "cuda", "cpu"),
+    *("acosh", "asinh", "atanh", "deg2rad", "expit", "i0", "rad2deg", "sgn", "signbit", "sinc"),
     *("clone", "detach", "contiguous", "requires_grad_", "identity", "fill_", "zero_", "byte"),
 )
 _NARY = (
     *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod"),
     *("pow", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot", "lerp", "addcmul", "addcdiv", "where", "clamp"),
     *("clip", "clamp_min", "clamp_max", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor"),
-    *("rsub", "masked_fill", "copysign", "xlogy", "logaddexp", "heaviside", "float_power"),
+    *("rsub", "masked_fill", "copysign", "xlogy", "logaddexp", "logaddexp2", "heaviside", "float_power", "copy_"),
+    *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "isclose", "ldexp", "nextafter"),
 )
 _OPERATORS = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
@@ -55,7 +57,7 @@ def _spellings(names: tuple[str, ...]) -> list[Any]:
     for name in names:
         variants = (name,) if name.endswith("_") else (name, name + "_")
         for variant in variants:
-            for module in (torch, F):
+            for module in (torch, F, torch.special):
                 function = getattr(module, variant, None)
                 if callable(function) and function not in found:
                     found.append(function)
@@ -76,6 +78,12 @@ def meet_all(ctx: Reading, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 def _widened(ctx: Reading, operand: Labels, full: tuple[int, ...]) -> Labels:
     return operand if operand.full == full and not operand.parameter else meet(ctx, [operand], full)
+
+
+@rule("to", "type_as")
+def cast(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
+    """Another type or place, which may be that of another tensor; numbers of channels play no part in it."""
+    return meet_all(ctx, (input,), {})
 
 
 @rule(*_MODULES)

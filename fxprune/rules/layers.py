@@ -65,13 +65,16 @@ def _grouped(ctx: Reading, line: Tensor, weight: Labels, groups: int, in_axis: A
     return out
 
 
-def _convolve(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool) -> Labels:
+def _convolve(
+    ctx: Reading, x: Labels, weight: Labels, bias: Labels | None, groups: int, transposed: bool, stride: Any
+) -> Labels:
     x = ctx.labelled(x)
     spatial = len(weight.full) - 2
     rank = len(x.full)
     channel = rank - spatial - 1
-    line, kept = only_axis(ctx, x, channel, range(channel), "a convolution slides over the dimension")
-    ctx.reads(ctx.first, x, x.on([channel]))
+    beside = _beside(ctx, x, channel, stride)
+    line, kept = only_axis(ctx, x, channel, [*range(channel), *beside], "a convolution slides over the dimension")
+    ctx.reads(0, x, x.on([channel]))
     inputs = x.full[channel]
     outputs = weight.full[1] * groups if transposed else weight.full[0]
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
@@ -96,6 +99,27 @@ def _convolve(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None, grou
     return Labels(full, (*kept, *_made(out, outputs, channel, len(full))))
 
 
+def _stride(module: Any) -> Any:
+    """The stride of a layer, or one that keeps nothing beside anything where its padding reads other positions."""
+    return module.stride if module.padding_mode == "zeros" else 0
+
+
+def _beside(ctx: Reading, x: Labels, channel: int, stride: Any) -> list[int]:
+    """Dimensions over which a layer slides from channel to channel, one output beside each: ECA's (arXiv:1910.03151).
+
+    There the neighbours are others when channels are removed, but as many outputs as inputs are left.
+    """
+    found = []
+    for dim in range(channel + 1, len(x.full)):
+        layers = [layer for layer in x.on([dim]) if layer.dims == (dim,)]
+        step = stride[dim - channel - 1] if isinstance(stride, tuple | list) else stride
+        if layers and step == 1 and ctx.output_shape()[dim] == x.full[dim]:
+            ctx.inexact(layers, [dim], "a convolution over neighbouring channels")
+            ctx.ordered(layers)
+            found.append(dim)
+    return found
+
+
 def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor:
     """A weight that the graph computes: its rows are the outputs, its columns meet the inputs of every group."""
     out, _ = only_axis(ctx, weight, 0, (1,), "it is part of a kernel")
@@ -111,13 +135,15 @@ def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution(ctx: Reading, module: Any, x: Labels) -> Labels:
     """A convolution layer."""
-    return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), ctx.fact(module.groups), False)
+    weight, bias = _weight(ctx, module, "weight"), _bias(ctx, module)
+    return _convolve(ctx, x, weight, bias, ctx.fact(module.groups), False, _stride(module))
 
 
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def transposed_convolution(ctx: Reading, module: Any, x: Labels, output_size: Any = None) -> Labels:
     """A transposed convolution layer."""
-    return _convolve(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module), ctx.fact(module.groups), True)
+    weight, bias = _weight(ctx, module, "weight"), _bias(ctx, module)
+    return _convolve(ctx, x, weight, bias, ctx.fact(module.groups), True, _stride(module))
 
 
 def _follow_groups(ctx: Reading, position: int, groups: int, x: Labels) -> None:
@@ -139,7 +165,7 @@ def functional_convolution(
     groups: int = 1,
 ) -> Labels:
     """A convolution whose weight is a parameter, or computed in the graph."""
-    out = _convolve(ctx, input, weight, bias, ctx.fact(groups), False)
+    out = _convolve(ctx, input, weight, bias, ctx.fact(groups), False, stride)
     _follow_groups(ctx, 6, groups, input)
     return out
 
@@ -157,7 +183,7 @@ def functional_transposed_convolution(
     dilation: Any = 1,
 ) -> Labels:
     """A transposed convolution whose weight is a parameter."""
-    out = _convolve(ctx, input, weight, bias, ctx.fact(groups), True)
+    out = _convolve(ctx, input, weight, bias, ctx.fact(groups), True, stride)
     _follow_groups(ctx, 6, groups, input)
     return out
 
@@ -166,6 +192,10 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
     x = ctx.labelled(x)
     last = len(x.full) - 1
     full = ctx.output_shape()
+    if len(weight.full) == 1:
+        letters = "abcdefgh"[:last]
+        out = contract(ctx, f"{letters}y,y->{letters}", [x, ctx.labelled(weight)], [0, 1])
+        return out if bias is None else meet(ctx, [out, ctx.labelled(bias)], full)
     if weight.parameter is None:
         letters = "abcdefgh"[:last]
         for dim, role in ((1, "consumer"), (0, "producer")):
@@ -174,7 +204,7 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
         out = contract(ctx, f"{letters}y,zy->{letters}z", [x, weight], [0, 1])
         return out if bias is None else meet(ctx, [out, ctx.labelled(bias)], full)
     line, kept = only_axis(ctx, x, last, range(last), "")
-    ctx.reads(ctx.first, x, x.on([last]))
+    ctx.reads(0, x, x.on([last]))
     layer = layer_name(weight.parameter)
     ctx.consume(Axis(weight.parameter, 1), layer, line, "consumer")
     out_line = ctx.produce(Axis(weight.parameter, 0), layer)
@@ -216,3 +246,47 @@ def linear(ctx: Reading, module: Any, x: Labels) -> Labels:
 def functional_linear(ctx: Reading, input: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
     """A linear layer whose weight is a parameter, or computed in the graph."""
     return _linear(ctx, input, weight, bias)
+
+
+def _bilinear(ctx: Reading, a: Labels, b: Labels, weight: Labels, bias: Labels | None) -> Labels:
+    if weight.parameter is None:
+        raise Declined("a bilinear layer with a computed weight has no rule")
+    full, layer = ctx.output_shape(), layer_name(weight.parameter)
+    last = len(full) - 1
+    kept: list[list[Layer]] = []
+    for position, x in enumerate((ctx.labelled(a), ctx.labelled(b))):
+        line, others = only_axis(ctx, x, last, range(last), "")
+        kept.append(others)
+        ctx.reads(position, x, x.on([last]))
+        ctx.consume(Axis(weight.parameter, position + 1), layer, line, "consumer")
+        ctx.attribute(f"in{position + 1}_features", line)
+    out = ctx.produce(Axis(weight.parameter, 0), layer)
+    _add_bias(ctx, bias, out)
+    ctx.attribute("out_features", out)
+    outer = meet(ctx, [Labels(full, tuple(others)) for others in kept], full)
+    return Labels(full, (*outer.layers, *_made(out, weight.full[0], last, len(full))))
+
+
+@rule(nn.Bilinear)
+def bilinear(ctx: Reading, module: Any, input1: Labels, input2: Labels) -> Labels:
+    """Every pair of channels of two inputs."""
+    return _bilinear(ctx, input1, input2, _weight(ctx, module, "weight"), _bias(ctx, module))
+
+
+@rule(F.bilinear, weights=True)
+def functional_bilinear(ctx: Reading, a: Labels, b: Labels, weight: Labels, bias: Labels | None = None) -> Labels:
+    """A bilinear layer as a function."""
+    return _bilinear(ctx, a, b, weight, bias)
+
+
+@rule("torchvision::deform_conv2d", weights=True)
+def deformable_convolution(
+    ctx: Reading, input: Labels, weight: Labels, offset: Labels, mask: Labels, bias: Labels, *args: Any
+) -> Labels:
+    """A convolution that samples where offsets say (Dai et al., 2017, arXiv:1703.06211); the offsets stay."""
+    groups, offset_groups = ctx.fact(args[6]), args[7]
+    for labels in (offset, mask):
+        ctx.freeze_all(ctx.labelled(labels), "it says where a convolution samples")
+    if weight.parameter is None or offset_groups > 1 or groups == input.full[1] > 1:
+        raise Declined("a deformable convolution of several groups or with a computed weight has no rule")
+    return _convolve(ctx, input, weight, bias if bias.full != (0,) else None, groups, False, 2)

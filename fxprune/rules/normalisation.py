@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.labels import Labels
 from fxprune.reading import Axis, Reading
-from fxprune.rules.algebra import axis, layer_name, meet, place
+from fxprune.rules.algebra import axis, layer_name, meet, place, sum_of_powers
 from fxprune.rules.table import rule
 
 _NAMES = ("weight", "bias", "running_mean", "running_var")
@@ -173,7 +173,7 @@ def functional_layer_norm(
 @rule(nn.LocalResponseNorm, F.local_response_norm)
 def local_response_norm(ctx: Reading, *args: Any, **kwargs: Any) -> Labels:
     """Local response norm sums over neighbouring channels."""
-    x: Labels = next(a for a in (*args, *kwargs.values()) if isinstance(a, Labels))
+    x: Labels = next(a for a in args if isinstance(a, Labels))
     ctx.inexact(x.on([1]), [1], "statistics over neighbouring channels")
     ctx.ordered(x.on([1]))
     return x
@@ -208,5 +208,5 @@ def softmax(ctx: Reading, input: Labels, dim: int | None = None, *args: Any, **k
 def normalize(ctx: Reading, input: Labels, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Labels:
     """Division by a norm: exact when what was removed counts as zero."""
     dims = [d % len(input.full) for d in (dim if isinstance(dim, tuple | list) else [dim])]
-    ctx.reads(0, input, input.on(dims))
+    sum_of_powers(ctx, input, dims, p)
     return input

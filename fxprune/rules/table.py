@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RULES", "Rule", "rule"]
+__all__ = ["RULES", "Rule", "rule", "rule_for"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Rule:
 
 
 RULES: dict[Any, Rule] = {}
-"""By module class, function, or name of a tensor method."""
+"""By module class, function, name of a tensor method, or ``"library::name"`` of an operator from elsewhere."""
 
 
 def rule(*keys: Any, sizes: bool = False, weights: bool = False) -> Callable[[Function], Function]:
@@ -46,3 +46,8 @@ def rule(*keys: Any, sizes: bool = False, weights: bool = False) -> Callable[[Fu
         return function
 
     return register
+
+
+def rule_for(target: Any) -> Rule | None:
+    """The rule of what a graph node calls."""
+    return RULES.get(target) or RULES.get(getattr(target, "_qualified_op_name", None))

@@ -1,0 +1,54 @@
+"""Nested values: what torch's pytree does, several times faster for the tuples, lists and dictionaries of a graph."""
+
+from __future__ import annotations
+
+__all__ = ["atomic", "leaves", "map_nested"]
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.utils._pytree import tree_leaves, tree_map
+
+_T = TypeVar("_T")
+_ATOMS: set[type] = {bool, int, float, str, type(None), Tensor, torch.Size, torch.device, torch.dtype}
+_LISTS = frozenset((list, immutable_list))
+_DICTS = frozenset((dict, immutable_dict))
+
+
+def atomic(kind: type[_T]) -> type[_T]:
+    """Class decorator: values of this class are leaves."""
+    _ATOMS.add(kind)
+    return kind
+
+
+def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to every leaf of a nested value."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return function(value)
+    if kind is tuple:
+        return tuple([map_nested(function, item) for item in value])
+    if kind in _LISTS:
+        return kind([map_nested(function, item) for item in value])
+    if kind in _DICTS:
+        return kind({key: map_nested(function, item) for key, item in value.items()})
+    if isinstance(value, Tensor | nn.Module):
+        return function(value)
+    return tree_map(function, value)
+
+
+def leaves(value: Any) -> list[Any]:
+    """The leaves of a nested value."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return [value]
+    if kind is tuple or kind in _LISTS:
+        return [leaf for item in value for leaf in leaves(item)]
+    if kind in _DICTS:
+        return [leaf for item in value.values() for leaf in leaves(item)]
+    if isinstance(value, Tensor | nn.Module):
+        return [value]
+    return list(tree_leaves(value))
