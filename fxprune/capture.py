@@ -8,22 +8,23 @@ smallest submodule that cannot be traced becomes one opaque node with its reason
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "bind_example", "conform", "source_of", "trace", "value_of"]
+__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "adopt", "bind_example", "conform", "source_of", "trace", "value_of"]
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.aliasing import writes
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
 from fxprune.nested import map_nested
-from fxprune.proxies import WRITERS
 from fxprune.signature import expect
 from fxprune.tracer import FAILURES, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
@@ -157,8 +158,33 @@ def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModu
             root[str(node.target)] = tracer.tensors[str(node.target)]
     graph._tracer_cls = CodeTracer  # unpickling traces the generated code again, and needs no values for that
     gm = fx.GraphModule(root, graph, type(model).__name__)
+    adopt(gm, model)
     conform(gm, model)
     return gm
+
+
+def adopt(gm: nn.Module, model: nn.Module, taken: Callable[[Any], Any] = lambda value: value) -> None:
+    """Hang what holds tensors in ``model`` and is not in ``gm``, as the graph does not use it, into it by its names.
+
+    Args:
+        gm: Gets the modules, parameters and buffers.
+        model: Has them.
+        taken: What is taken of each; by default itself.
+    """
+    for name, parameter in model._parameters.items():
+        if parameter is not None and not hasattr(gm, name):
+            gm.register_parameter(name, taken(parameter))
+    for name, buffer in model._buffers.items():
+        if buffer is not None and not hasattr(gm, name):
+            gm.register_buffer(name, taken(buffer), name not in model._non_persistent_buffers_set)
+    for name, child in model._modules.items():
+        known = gm._modules.get(name)
+        if child is None or known is child:
+            continue
+        if known is not None:
+            adopt(known, child, taken)
+        elif not hasattr(gm, name) and any(True for _ in itertools.chain(child.parameters(), child.buffers())):
+            gm.add_module(name, taken(child))
 
 
 def conform(gm: fx.GraphModule, model: nn.Module) -> None:
@@ -177,21 +203,9 @@ def conform(gm: fx.GraphModule, model: nn.Module) -> None:
 
 def _has_effect(node: fx.Node, model: nn.Module) -> bool:
     """Whether a node matters though nothing uses its result: it writes into a tensor that something else reads."""
-    if node.op in ("placeholder", "output") or node.target in WRITERS or "writes" in node.meta:
-        return True
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
-    if node.op == "call_module":
-        if "opaque" in node.meta or str(node.target).endswith(TRAINING_FLAG):
-            return False
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    name = getattr(node.target, "__name__", "")
-    return (
-        bool(node.kwargs.get("inplace"))
-        or node.kwargs.get("out") is not None
-        or (name.endswith("_") and not name.endswith("__"))
-    )
+    if node.op == "call_module" and str(node.target).endswith(TRAINING_FLAG):
+        return False
+    return node.op in ("placeholder", "output") or writes(node, model.get_submodule)
 
 
 def _describe(example: Mapping[str, Any]) -> str:

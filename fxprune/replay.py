@@ -20,8 +20,8 @@ from torch import Tensor, fx
 
 from fxprune.capture import source_of, value_of
 from fxprune.errors import InternalError
-from fxprune.labels import IntArray, Labels, Layer, Lookup, broadcast, spread
-from fxprune.reading import Axis, Call, Declined, Reading, axis_length, labels_in
+from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, broadcast, spread
+from fxprune.reading import Axis, Call, Declined, Reading, apart, axis_length, labels_in
 from fxprune.recorder import Moved, Recorder, _lines, numbers
 from fxprune.rules.table import Rule
 from fxprune.spelling import Recomputed, Scaled, labels_free, merge, moved_records, restored, shapes_left
@@ -140,10 +140,9 @@ class Replay(Reading):
         try:
             return self.by_rule(rule, args, kwargs)
         except (Declined, IndexError, RuntimeError, ValueError) as error:
-            labels = [numbers(layer.tensor) for value in labels_in((args, kwargs)) for layer in value.layers]
-            if not labels:
-                raise
-            raise self._conflict(np.concatenate(labels), str(error).partition("\n")[0]) from error
+            found = [numbers(layer.tensor) for value in labels_in((args, kwargs)) for layer in value.layers]
+            labels = np.concatenate([np.zeros(0, dtype=np.int64), *found])
+            raise self._conflict(labels, str(error).partition("\n")[0]) from error
 
     def canonical(self, name: str) -> str:
         """As in the first reading."""
@@ -186,7 +185,7 @@ class Replay(Reading):
                 layers.append(Layer(self._axis(Axis(name, dim)).reshape(shape), (dim,)))
         return Labels(full, tuple(layers), None, name)
 
-    def fixed(self, count: int, text: str) -> Tensor:
+    def fixed(self, count: int, why: Reason | str) -> Tensor:
         """All of them."""
         labels: Tensor = self._next()
         return labels
@@ -336,16 +335,18 @@ class Replay(Reading):
     def _settle_all(self, parts: list[list[Tensor]], pieces: list[Tensor], value: Labels) -> list[Labels] | None:
         settled = []
         for part, out in zip(parts, pieces, strict=True):
-            layers: list[tuple[Layer, int]] = []
+            layers: list[Layer] = []
             records: list[Moved] = [self._next() for _ in part]
             labelled = {d for record in records for d in record.origin.dims}
-            for tensor, record in zip(part, records, strict=True):
-                fitted = self._fit(tensor, record, labelled)
+            # What is merged into the dimension of a larger layer is there as often as that leaves it.
+            kept = apart([(r.origin.dims if r.layer else (), r.channels) for r in records])
+            for i in kept:
+                fitted = self._fit(part[i], records[i], labelled)
                 if fitted is None:
                     return None
-                if record.layer is not None:
-                    layers.append((fitted, record.channels))
-            settled.append(Labels(tuple(out.shape), self.separate(layers), value.why))
+                if records[i].layer is not None:
+                    layers.append(fitted)
+            settled.append(Labels(tuple(out.shape), tuple(layers), value.why))
         return settled
 
     def join(
