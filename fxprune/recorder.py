@@ -214,11 +214,11 @@ class Recorder(Reading):
         self.count += count
         return labels
 
-    def fixed(self, count: int, text: str) -> Tensor:
+    def fixed(self, count: int, why: Reason | str) -> Tensor:
         """Names for channels that stay."""
         labels = self.fresh(count)
         self._note(labels)
-        self.freeze(labels, text)
+        self.freezes.append(Freeze(numbers(labels), why if isinstance(why, Reason) else self.reason(why)))
         return labels
 
     def parameter(self, name: str) -> Labels:
@@ -232,6 +232,7 @@ class Recorder(Reading):
                 if axis not in self.axes:
                     self._origins.append((self.count, axis))
                     self.axes[axis] = self.fresh(size)
+                    self._use("follower", self.layer_of(name), axis, self.axes[axis])
                 shape = [1] * tensor.dim()
                 shape[dim] = size
                 layers.append(Layer(self.axes[axis].reshape(shape), (dim,)))
@@ -271,8 +272,14 @@ class Recorder(Reading):
                     deeper.append(origin[names[names < origin.size]])
                 elif run not in seen and (names < len(self.axes[origin])).any():
                     seen.add(run)
-                    self._use(role, origin.tensor.rpartition(".")[0] or origin.tensor, origin, self.axes[origin])
+                    self._use(role, self.layer_of(origin.tensor), origin, self.axes[origin])
             pending = np.concatenate(deeper) if deeper else np.zeros(0, dtype=np.int64)
+
+    def relations(self) -> list[Use]:
+        """The uses, each once; what makes or reads channels counts as that alone, not as their follower."""
+        strong = {use.axis for use in self.uses if use.role != "follower"}
+        found = {(use.role, use.layer, use.axis): use for use in reversed(self.uses)}
+        return [use for key, use in reversed(found.items()) if use.role != "follower" or use.axis not in strong]
 
     def _use(self, role: str, layer: str, axis: Axis, labels: Tensor) -> None:
         self.uses.append(Use(role, layer, axis, labels, self.node.name))
