@@ -8,10 +8,11 @@ smallest submodule that cannot be traced becomes one opaque node with its reason
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "bind_example", "conform", "source_of", "trace", "value_of"]
+__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "adopt", "bind_example", "conform", "source_of", "trace", "value_of"]
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -151,8 +152,33 @@ def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.Gr
             root[str(node.target)] = tracer.tensors[str(node.target)]
     graph._tracer_cls = None  # unpickling traces the generated code again, and needs no values for that
     gm = fx.GraphModule(root, graph, type(model).__name__)
+    adopt(gm, model)
     conform(gm, model)
     return gm
+
+
+def adopt(gm: nn.Module, model: nn.Module, taken: Callable[[Any], Any] = lambda value: value) -> None:
+    """Hang what holds tensors in ``model`` and is not in ``gm``, as the graph does not use it, into it by its names.
+
+    Args:
+        gm: Gets the modules, parameters and buffers.
+        model: Has them.
+        taken: What is taken of each; by default itself.
+    """
+    for name, parameter in model._parameters.items():
+        if parameter is not None and not hasattr(gm, name):
+            gm.register_parameter(name, taken(parameter))
+    for name, buffer in model._buffers.items():
+        if buffer is not None and not hasattr(gm, name):
+            gm.register_buffer(name, taken(buffer), name not in model._non_persistent_buffers_set)
+    for name, child in model._modules.items():
+        known = gm._modules.get(name)
+        if child is None or known is child:
+            continue
+        if known is not None:
+            adopt(known, child, taken)
+        elif not hasattr(gm, name) and any(True for _ in itertools.chain(child.parameters(), child.buffers())):
+            gm.add_module(name, taken(child))
 
 
 def conform(gm: fx.GraphModule, model: nn.Module) -> None:

@@ -136,7 +136,18 @@ class DependencyGraph:
             if name and name not in found and not any(module.children()) and self._has_tensors(name):
                 outer = (node for path, node in found.items() if node is not None and name.startswith(f"{path}."))
                 found[name] = next(outer, None)
+        known = {*found, *self.layers}
+        for name, _ in self.gm.named_parameters():
+            if not any(name == layer or name.startswith(f"{layer}.") for layer in known):
+                found[name] = None
         return {name: node for name, node in found.items() if name not in self.layers}
+
+    @cached_property
+    def _aliases(self) -> dict[str, str]:
+        """Further names of layers that have several."""
+        first = {id(module): name for name, module in self.gm.named_modules()}
+        names = self.gm.named_modules(remove_duplicate=False)
+        return {name: first[id(module)] for name, module in names if first[id(module)] != name}
 
     def _has_tensors(self, name: str) -> bool:
         module = self.gm.get_submodule(name)
@@ -149,13 +160,14 @@ class DependencyGraph:
             UnknownNameError: There is no such layer; the message lists the nearest names.
         """
         self.check_layer(layer)
+        layer = self._aliases.get(layer, layer)
         return tuple(g for g in self.groups if layer in g.producers or layer in g.followers)
 
     def check_layer(self, layer: str) -> None:
         """Raise UnknownNameError unless the layer is known, and ArgumentTypeError if it is no name at all."""
         if not isinstance(layer, str):
             raise ArgumentTypeError(f"a layer's name must be a string, not {layer!r} of type {type(layer).__name__}")
-        if layer not in self.layers and layer not in self._others:
+        if self._aliases.get(layer, layer) not in (*self.layers, *self._others):
             known = (*self.layers, *self._others)
             within = [name for name in known if name.startswith(f"{layer}.")]
             if layer and within:
@@ -172,6 +184,8 @@ class DependencyGraph:
             UnknownNameError: There is no such layer; the message lists the nearest names.
         """
         self.check_layer(layer)
+        if layer in self._aliases:
+            return f"'{layer}' is '{self._aliases[layer]}'.\n{self.explain(self._aliases[layer])}"
         if layer in self.layers:
             return self.explainer.explain(layer, self.groups)
         return f"'{layer}' {self.explainer.aside(layer, self._others[layer], self.groups)}."
@@ -179,7 +193,9 @@ class DependencyGraph:
     @cached_property
     def untouched(self) -> dict[str, str]:
         """Layers with weights whose channels the analysis does not know, and why they stay as they are."""
-        return {
+        known = (*self.layers, *self._others)
+        found = {name: f"is '{first}'" for name, first in self._aliases.items() if first in known}
+        return found | {
             name: self.explainer.aside(name, node, self.groups)
             for name, node in self._others.items()
             if node is None or node.op == "get_attr" or (node.target == name and self._has_tensors(name))

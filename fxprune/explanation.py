@@ -224,7 +224,7 @@ class Explainer:
         names += [group.name for group in groups if group.frozen and layer in group.consumers]
         if not names:
             before = [name for group in groups if group.frozen in reasons for name in group.producers]
-            return f"{text} that {stay}{f'; {names_of(before)} goes in there' if before else ''}."
+            return f"{text} that {stay}{f'; the channels of {names_of(before)} go in there' if before else ''}."
         text += f" of the group{'s' if len(names) > 1 else ''} {names_of(names)}"
         if not held.size:
             return f"{text}."
@@ -242,26 +242,25 @@ class Explainer:
             return "is not used by the forward pass, so it stays as it is"
         if node.op == "get_attr":
             return "has a single entry or one for each of what stays, so it stays as it is"
-        module = self.gm.get_submodule(layer)
-        kind = type(module).__name__
+        owner = self.gm.get_submodule(str(node.target))
+        kind = type(owner).__name__
+        reason = self._closed(node)
         if str(node.target) != layer:
-            kind = type(self.gm.get_submodule(str(node.target))).__name__
-            return f"is a part of '{node.target}' ({kind}), which stays as a whole{self._closed(node)}"
-        if "opaque" in node.meta or any(f.reason.node == node.name for f in self._freezes):
-            inside = " and all in it" if any(module.children()) else ""
-            return f"({kind}){inside} stays as it is{self._closed(node)}"
-        if any(True for _ in module.parameters()):
-            other = self._sharing(layer)
-            if other:
-                return f"({kind}) shares its weights with '{other}', and keeps what that keeps"
-            return f"({kind}) stays as it is: none of what it reads or makes can be removed"
-        return f"({kind}) has no weights; it {self._passes_on(node, groups)}"
+            return f"is a part of '{node.target}' ({kind}), which stays as a whole{reason}"
+        if reason:
+            return f"{'and all in it ' if any(owner.children()) else ''}stays as it is{reason}"
+        if other := self._sharing(layer):
+            return f"({kind}) shares its weights with '{other}', and keeps what that keeps"
+        weights = "no weights for single channels" if any(True for _ in owner.parameters()) else "no weights"
+        return f"({kind}) has {weights}; it {self._passes_on(node, groups)}"
 
     def _closed(self, node: fx.Node) -> str:
+        """Why nothing can be said about what a node does with channels, as the end of a sentence; empty if it can."""
         reason = next((f.reason for f in self._freezes if f.reason.node == node.name), None)
         if reason is not None:
             return f", with what it reads: {reason}"
-        return f": it could not be traced: {node.meta['opaque']} ({source_of(node)})" if "opaque" in node.meta else ""
+        text = self.structure.recorder.closed_by(node)
+        return f": {text} ({source_of(node)})" if text else ""
 
     def _sharing(self, layer: str) -> str:
         recorder = self.structure.recorder

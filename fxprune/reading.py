@@ -208,18 +208,24 @@ class Reading(ABC):
         if not _has_tensor(node.meta["val"]):
             return self._number(node, args, kwargs)
         args, kwargs = self.numbers(None, args, kwargs)
-        name = str(getattr(node.target, "__name__", node.target))
-        if node.op == "call_module":
-            module = self._modules[str(node.target)]
-            name = f"{node.target} ({type(module).__name__})"
-            if "opaque" in node.meta:
-                return self.opaque(f"{name} could not be traced: {node.meta['opaque']}", args, kwargs)
-            if nn.utils.parametrize.is_parametrized(module):
-                return self.opaque(f"{name} is parametrized", args, kwargs)
-            if module._forward_hooks or module._forward_pre_hooks:
-                return self.opaque(f"{name} has a forward hook, which may do anything", args, kwargs)
-            return self.opaque(f"layer {name} has no rule", args, kwargs)
-        return self.opaque(f"operator {name} has no rule", args, kwargs)
+        return self.opaque(self.closed_by(node), args, kwargs)
+
+    def closed_by(self, node: fx.Node) -> str:
+        """Why no rule applies to a call; empty if one does."""
+        if node.op != "call_module":
+            name = str(getattr(node.target, "__name__", node.target))
+            return "" if node.target in RULES else f"operator {name} has no rule"
+        module = self._modules[str(node.target)]
+        name = f"{node.target} ({type(module).__name__})"
+        if "opaque" in node.meta:
+            return f"{name} could not be traced: {node.meta['opaque']}"
+        if self._module_rule(module) is not None:
+            return ""
+        if nn.utils.parametrize.is_parametrized(module):
+            return f"{name} is parametrized"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name} has a forward hook, which may do anything"
+        return f"layer {name} has no rule"
 
     def _number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A Python number, shape or flag: run the call itself on tensors of the shapes being read."""
