@@ -129,9 +129,12 @@ class DependencyGraph:
     def _others(self) -> dict[str, fx.Node | None]:
         """Layers and parameters without channels of their own, with the node that runs them or holds them."""
         found: dict[str, fx.Node | None] = {}
+        of_layers = {use.axis.tensor for use in self.structure.recorder.uses}
         for node in self.gm.graph.nodes:
-            if node.op in ("call_module", "get_attr") and not str(node.target).endswith(TRAINING_FLAG):
-                found.setdefault(str(node.target), node)
+            name = str(node.target)
+            layer = node.op == "call_module" and not name.endswith(TRAINING_FLAG)
+            if layer or (node.op == "get_attr" and self._is_loose(name, of_layers)):
+                found.setdefault(name, node)
         for name, module in self.gm.named_modules():
             if name and name not in found and not any(module.children()) and self._has_tensors(name):
                 outer = (node for path, node in found.items() if node is not None and name.startswith(f"{path}."))
@@ -148,6 +151,12 @@ class DependencyGraph:
         first = {id(module): name for name, module in self.gm.named_modules()}
         names = self.gm.named_modules(remove_duplicate=False)
         return {name: first[id(module)] for name, module in names if first[id(module)] != name}
+
+    def _is_loose(self, name: str, of_layers: set[str]) -> bool:
+        """Whether a parameter belongs to no layer that is known by its channels."""
+        recorder = self.structure.recorder
+        tensor = isinstance(recorder.original(name), nn.Parameter)
+        return tensor and recorder.canonical_of(name) not in of_layers and name.rpartition(".")[0] not in self.layers
 
     def _has_tensors(self, name: str) -> bool:
         module = self.gm.get_submodule(name)

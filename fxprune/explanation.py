@@ -18,6 +18,7 @@ from fxprune.capture import source_of
 from fxprune.labels import IntArray, Labels, Reason
 from fxprune.reading import Use, labels_in
 from fxprune.recorder import Freeze, Tie, numbers
+from fxprune.relations import relations
 
 if TYPE_CHECKING:
     from fxprune.dependency import ChannelGroup
@@ -38,7 +39,7 @@ class Explainer:
         self.structure = structure
         self.gm = gm
         self.nodes = {node.name: node for node in gm.graph.nodes}
-        self.uses = structure.recorder.relations()
+        self.uses = relations(structure)
         recorder, refinement = structure.recorder, structure.refinement
         self._ties: list[Tie] = [*recorder.ties, *refinement.ties]
         self._freezes: list[Freeze] = [*recorder.freezes, *refinement.freezes]
@@ -199,15 +200,16 @@ class Explainer:
     def _held(self, layer: str, labels: IntArray, held: IntArray) -> list[str]:
         lines = []
         causes = self.causes(held)
-        for cause in dict.fromkeys(causes.tolist()):
-            same = held[causes == cause]
+        reasons = {cause: str(self.reason(cause)) for cause in dict.fromkeys(causes.tolist())}
+        for reason in dict.fromkeys(reasons.values()):
+            same = held[np.isin(causes, [cause for cause, text in reasons.items() if text == reason])]
             if len(same) < len(labels):
                 who = f"{len(same)} of the {len(labels)} channels of '{layer}' cannot be removed"
             elif len(labels) == 1:
                 who = f"'{layer}' stays, as its only channel cannot be removed"
             else:
                 who = f"'{layer}' stays whole, as none of its {len(labels)} channels can be removed"
-            lines.append(f"{who}: {self.reason(cause)}.")
+            lines.append(f"{who}: {reason}.")
             nodes = self._way(self._frozen[1], int(same[0]))
             if nodes:
                 lines.append(f"  They are held through {self._through(nodes)}.")

@@ -17,6 +17,7 @@ from fxprune.errors import ArgumentTypeError
 from fxprune.labels import IntArray
 from fxprune.reading import Axis
 from fxprune.recorder import numbers
+from fxprune.relations import relations
 from fxprune.replay import Change, Replay
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
 
 def _layers(gm: fx.GraphModule, structure: Structure, indices: Mapping[Axis, IntArray | None]) -> dict[str, LayerPlan]:
     found: dict[str, dict[str, tuple[tuple[bool, bool, bool], int, IntArray | None]]] = {}
-    for use in structure.recorder.relations():
+    for use in relations(structure):
         sides = found.setdefault(use.layer, {})
         side = "inputs" if use.role == "consumer" else "outputs"
         index = indices.get(use.axis)

@@ -148,7 +148,8 @@ class Reading(ABC):
 
     def _read(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            why = self.reason("the network's input has a fixed number of channels")
+            text = "the network's input has a fixed number of channels"
+            why = Reason(text, node.name, f"node '{node.name}'")
             return self.unlabelled(node.meta["val"], why)
         if node.op == "get_attr":
             name = self.canonical(str(node.target))

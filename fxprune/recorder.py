@@ -275,12 +275,6 @@ class Recorder(Reading):
                     self._use(role, self.layer_of(origin.tensor), origin, self.axes[origin])
             pending = np.concatenate(deeper) if deeper else np.zeros(0, dtype=np.int64)
 
-    def relations(self) -> list[Use]:
-        """The uses, each once; what makes or reads channels counts as that alone, not as their follower."""
-        strong = {use.axis for use in self.uses if use.role != "follower"}
-        found = {(use.role, use.layer, use.axis): use for use in reversed(self.uses)}
-        return [use for key, use in reversed(found.items()) if use.role != "follower" or use.axis not in strong]
-
     def _use(self, role: str, layer: str, axis: Axis, labels: Tensor) -> None:
         self.uses.append(Use(role, layer, axis, labels, self.node.name))
 
