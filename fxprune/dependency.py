@@ -13,13 +13,14 @@ import networkx as nx
 import numpy as np
 from torch import fx, nn
 
-from fxprune.analysis import Refinement, Structure, read
+from fxprune.analysis import read
 from fxprune.capture import TRAINING_FLAG, Example, trace
 from fxprune.errors import ArgumentTypeError, UnknownNameError, nearest_names
 from fxprune.explanation import Explainer, names_of
 from fxprune.labels import IntArray
 from fxprune.recorder import numbers
 from fxprune.settling import settle
+from fxprune.structure import Refinement, Structure
 
 
 @dataclass(frozen=True)

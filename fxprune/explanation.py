@@ -13,12 +13,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from torch import fx
 
-from fxprune.analysis import Structure
 from fxprune.capture import source_of
 from fxprune.labels import IntArray, Labels, Reason
 from fxprune.reading import Use, labels_in
 from fxprune.recorder import Freeze, Tie, numbers
 from fxprune.relations import relations
+from fxprune.structure import Structure
 
 if TYPE_CHECKING:
     from fxprune.dependency import ChannelGroup

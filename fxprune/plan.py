@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from fxprune.analysis import Structure
 from fxprune.errors import ArgumentTypeError
 from fxprune.labels import IntArray
 from fxprune.reading import Axis
 from fxprune.recorder import numbers
 from fxprune.relations import relations
 from fxprune.replay import Change, Replay
+from fxprune.structure import Structure
 
 if TYPE_CHECKING:
     from fxprune.dependency import DependencyGraph

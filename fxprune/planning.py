@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.analysis import Structure, resolve
+from fxprune.analysis import resolve
 from fxprune.criteria import Criterion, unit_scores
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, InternalError, NothingToPruneError
@@ -21,6 +21,7 @@ from fxprune.recorder import numbers
 from fxprune.replay import Conflict
 from fxprune.selection import FloatArray, keep_count, select
 from fxprune.settling import replayed
+from fxprune.structure import Structure
 
 _ATTEMPTS = 64
 

@@ -6,9 +6,9 @@ __all__ = ["relations"]
 
 from torch import nn
 
-from fxprune.analysis import Structure
 from fxprune.reading import Use
 from fxprune.recorder import numbers
+from fxprune.structure import Structure
 
 
 def relations(structure: Structure) -> tuple[Use, ...]:

@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxprune import planning, settling
-from fxprune.analysis import Structure
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import (
     ArgumentError,
@@ -31,6 +30,7 @@ from fxprune.planning import plan_channels
 from fxprune.reading import Axis
 from fxprune.recorder import numbers
 from fxprune.replay import Conflict, Replay
+from fxprune.structure import Structure
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 

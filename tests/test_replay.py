@@ -11,7 +11,7 @@ from networks import Net, images, prove
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from fxprune.analysis import Refinement, read, resolve
+from fxprune.analysis import read, resolve
 from fxprune.capture import trace
 from fxprune.errors import InternalError
 from fxprune.models import randomize
@@ -19,6 +19,7 @@ from fxprune.reading import Axis
 from fxprune.recorder import Recorder, numbers
 from fxprune.replay import Conflict, Replay
 from fxprune.spelling import Recomputed, Scaled
+from fxprune.structure import Refinement
 
 
 class Reader:
