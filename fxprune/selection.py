@@ -108,12 +108,14 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
         if count >= len(members):
             continue
         classes = structure.classes(group)
-        sizes = np.array([len(units) for units in classes.units])
-        wanted = (sizes * (count / len(members))).astype(np.float64)
-        for units, number in zip(classes.units, class_counts(sizes, wanted, classes.balance), strict=True):
-            order = units[np.argsort(-scores[units], kind="stable")]
-            kept[order[number:]] = False
-            inside = structure.pieces.get(int(structure.kind[units[0]]))
+        sizes = classes.sizes
+        counts = class_counts(sizes, (sizes * (count / len(members))).astype(np.float64), classes.balance)
+        ranked = members[np.lexsort((-scores[members], classes.index))]  # class by class, the best first
+        starts = np.cumsum(sizes) - sizes
+        kept[ranked[np.arange(len(members)) - np.repeat(starts, sizes) >= np.repeat(counts, sizes)]] = False
+        for number in np.flatnonzero(sizes > 1) if structure.pieces else ():
+            order = ranked[starts[number] : starts[number] + sizes[number]]
+            inside = structure.pieces.get(int(structure.kind[order[0]]))
             if inside is not None:
                 _revive(kept, order, inside, scores)
     return kept

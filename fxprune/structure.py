@@ -36,12 +36,14 @@ class Classes:
     """The classes of one group.
 
     Attributes:
-        units: The units of each class.
+        index: The class of each of the group's members.
+        sizes: How many of them are in each class.
         balance: Equations over the classes, shape ``(equations, classes)``: counts that leave all blocks of every
             constraint equal give 0.
     """
 
-    units: tuple[IntArray, ...]
+    index: IntArray
+    sizes: IntArray
     balance: NDArray[np.float64]
 
 
@@ -83,7 +85,7 @@ class Structure:
         sizes = np.bincount(self.kind)
         known: set[bytes] = set()
         found: dict[int, list[IntArray]] = {}
-        for piece in self.recorder.pieces:
+        for piece in {piece.tobytes(): piece for piece in self.recorder.pieces}.values():
             units = self.unit[piece]
             kind = self.kind[units[0]]
             if self.group[units[0]] < 0 or (self.kind[units] != kind).any():
@@ -99,11 +101,9 @@ class Structure:
         if group not in self._classes:
             members = self.members[group]
             kinds, index = np.unique(self.kind[members], return_inverse=True)
-            if len(kinds) == 1:
-                self._classes[group] = Classes((members,), np.zeros((0, 1)))
-            else:
-                units = tuple(members[index == number] for number in range(len(kinds)))
-                self._classes[group] = Classes(units, _balance(self, kinds, np.bincount(index), group))
+            sizes = np.bincount(index)
+            balance = _balance(self, kinds, sizes, group) if len(kinds) > 1 else np.zeros((0, 1))
+            self._classes[group] = Classes(index, sizes, balance)
         return self._classes[group]
 
     def escalate(self, labels: IntArray, node: str, place: str) -> Refinement:
