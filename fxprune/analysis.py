@@ -373,7 +373,8 @@ def _couple(
         for labels in recorder.in_order:
             loose = np.unique(unit[labels])
             signature[loose] += rng.integers(1, 2**63, loose.size, dtype=np.uint64)
-        for axis in recorder.axes.values():  # only units that stand equally often along an axis can change places
+        # Only units that stand equally often along an axis can change places.
+        for axis in (*recorder.axes.values(), *recorder.fillers):
             np.add.at(signature, unit[numbers(axis)], rng.integers(1, 2**63, dtype=np.uint64))
     if refinement.pieces:
         for piece in recorder.pieces:

@@ -151,7 +151,8 @@ def _layers(gm: fx.GraphModule, structure: Structure, indices: Mapping[Axis, Int
         index = indices.get(use.axis)
         free = bool((structure.group[structure.unit[numbers(use.labels)]] >= 0).any())
         rank = (use.role == "producer", index is not None, free)  # of a parameter's dimensions, the one that changes
-        if side not in sides or rank > sides[side][0]:
+        known = sides[side][0] if side in sides else (False, False, False)
+        if side not in sides or rank > known or (rank == known and use.role == "follower"):
             sides[side] = (rank, len(use.labels), index)
     called = {str(node.target): node for node in gm.graph.nodes if node.op == "call_module"}
     plans = {}

@@ -152,7 +152,7 @@ def _permutation(structure: Structure, scores: FloatArray) -> IntArray:
             units = members[structure.kind[members] == kind]
             successor[units] = units[np.argsort(-scores[units], kind="stable")]
     place = np.arange(structure.recorder.count)
-    for labels in (numbers(t) for t in structure.recorder.axes.values()):
+    for labels in (numbers(t) for t in (*structure.recorder.axes.values(), *structure.recorder.fillers)):
         units = structure.unit[labels]
         order = np.argsort(units, kind="stable")
         rank = np.empty_like(order)

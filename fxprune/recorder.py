@@ -112,6 +112,7 @@ class Recorder(Reading):
         count: Labels in use; 0 is the label of everything that stays.
         ties, freezes, covers, rects, pieces, in_order: The constraints.
         whole_heads: Further ties, which make one unit of every head of an attention.
+        fillers: The channels that padding adds, each run of them.
         reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
         rearranged: Whether any channels are taken apart, repeated or put into another order.
         axes: The labels along every indexed dimension of a parameter or buffer.
@@ -128,6 +129,7 @@ class Recorder(Reading):
         self.rects: list[Rect] = []
         self.pieces: list[IntArray] = []
         self.in_order: list[IntArray] = []
+        self.fillers: list[Tensor] = []
         self.whole_heads: list[Tie] = []
         self.reads_: list[Read] = []
         self.inexacts: list[Inexact] = []
@@ -414,6 +416,7 @@ class Recorder(Reading):
         """Names that nothing holds."""
         labels = self.fresh(count)
         self._note(labels)
+        self.fillers.append(labels)
         return labels
 
     def argument(self, position: int | None, name: str, new: Any, old: Any) -> None:

@@ -365,21 +365,20 @@ def test_a_layer_norm_follows_the_channels_that_it_scales(name: str, layer: str)
 
 
 def test_a_layer_without_a_rule_can_be_explained() -> None:
-    class Bilinear(nn.Module):
+    class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 8, 1)
-            self.pair = nn.Bilinear(8, 8, 4)
+            self.gru = nn.GRU(8, 4, batch_first=True)
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x).mean((2, 3))
-            return self.pair(y, y)
+            return self.gru(self.conv(x).flatten(2).transpose(1, 2))[0]
 
-    deps = DependencyGraph.from_model(Bilinear(), IMAGE)
-    assert "layer pair (Bilinear) has no rule" in deps.explain("pair")
-    assert "layer pair (Bilinear) has no rule" in deps.explain("conv")
-    assert deps.group_of("pair") == ()
-    assert "pair" not in deps.layers
+    deps = DependencyGraph.from_model(Recurrent(), IMAGE)
+    assert "layer gru (GRU) has no rule" in deps.explain("gru")
+    assert "layer gru (GRU) has no rule" in deps.explain("conv")
+    assert deps.group_of("gru") == ()
+    assert "gru" not in deps.layers
 
 
 def test_outputs_that_have_nothing_in_common_are_no_peers() -> None:
