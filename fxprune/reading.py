@@ -201,6 +201,9 @@ class Reading(ABC):
     def without_labels(self, args: Any, kwargs: Any) -> Any:
         """The answer for a call without rule or labelled argument: a number, a new tensor, an opaque operator."""
         node = self.node
+        if "opaque" in node.meta:  # it may give objects, which may hold tensors
+            args, kwargs = self.numbers(None, args, kwargs)
+            return self.opaque(self.closed_by(node), args, kwargs)
         if not labels_in((args, kwargs)):
             if not _has_tensor(node.meta["val"]):
                 return self._number(node, args, kwargs)

@@ -9,6 +9,7 @@ __all__ = ["FAILURES", "CaptureTracer", "twin_of", "user_frame", "value_of"]
 
 import builtins
 import copy
+import dataclasses
 import functools
 import inspect
 import math
@@ -152,11 +153,14 @@ class CaptureTracer(fx.Tracer):
             return self.tensor_node(a).node
         if kind is torch.Size:
             return tuple(self.create_arg(x) for x in a)
-        try:
-            return super().create_arg(a)
-        except NotImplementedError:
-            if not hasattr(a, "__dict__") or isinstance(a, nn.Module | type) or callable(a):
-                raise
+        if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+            return self.create_proxy("call_function", kind, tuple(a), {}).node
+        if not dataclasses.is_dataclass(a) or isinstance(a, type | dict):
+            try:
+                return super().create_arg(a)
+            except NotImplementedError:
+                if not hasattr(a, "__dict__") or isinstance(a, nn.Module | type) or callable(a):
+                    raise
         target = self.add_helper("_object", Rebuilt(kind))
         made = self.create_proxy("call_module", target, (), dict(vars(a)))
         made.node.meta["opaque"] = f"an object of class {kind.__name__} is made"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -315,6 +317,37 @@ def test_an_object_comes_out_of_a_closed_function() -> None:
     assert layers(gm) == ["a", "b", "h"]
     output = next(iter(reversed(gm.graph.nodes)))
     assert value_of(output).shape == (2, 5)
+
+
+def test_what_goes_into_an_object_or_comes_out_of_one_stays() -> None:
+    def through(s: Net, x: Tensor) -> Tensor:
+        boxes = as_boxes(s.a(x))
+        return s.end(F.interpolate(boxes.tensors, size=boxes.sizes[0]))
+
+    assert sizes(holds(Net(through))) == {"b": 6}
+    given = Net(lambda s, x: (s.end(s.b0(x)), in_boxes(Boxes(s.a(x), [(x.shape[2], 3)]))), b0=nn.Conv2d(3, 8, 1))
+    assert sizes(holds(given)) == {"b": 6, "b0": 8}
+
+
+Pair = collections.namedtuple("Pair", ["features", "scores"])
+
+
+@dataclasses.dataclass
+class Record:
+    features: Tensor
+    scores: Tensor
+
+
+@pytest.mark.parametrize("kind", [Pair, Record])
+def test_named_outputs_keep_their_class_and_are_frozen(kind: Any) -> None:
+    model = randomize(Net(lambda s, x: kind(s.a(x), s.end(s.c(x))), c=nn.Conv2d(3, 8, 1))).eval()
+    gm = trace(model, images())
+    with torch.no_grad():
+        ours, theirs = gm(images(3)), model(images(3))
+    assert type(ours) is kind
+    assert torch.equal(ours.features, theirs.features)
+    assert torch.equal(ours.scores, theirs.scores)
+    assert sizes(DependencyGraph(gm)) == {"c": 8, "b": 6}
 
 
 @torch.jit.script
