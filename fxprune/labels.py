@@ -10,6 +10,7 @@ also names a position: that is what lets an order be followed through any data m
 from __future__ import annotations
 
 __all__ = [
+    "POSITIONS",
     "IntArray",
     "Labels",
     "Layer",
@@ -35,6 +36,9 @@ from torch import Tensor
 from fxprune.nested import atomic
 
 IntArray = NDArray[np.int64]
+
+POSITIONS = 1 << 18
+"""Up to how many positions of a value are told apart: the scores of every anchor in an image are not worth it."""
 
 
 @dataclass(frozen=True)

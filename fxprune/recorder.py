@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, fx
 
-from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
+from fxprune.labels import POSITIONS, IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
 from fxprune.reading import FAILURES, Axis, Declined, Reading, Use, axis_length
 from fxprune.rules.table import Rule
 
@@ -289,7 +289,10 @@ class Recorder(Reading):
 
     def freeze(self, labels: Tensor, text: str) -> None:
         """Record the freeze."""
-        self.freezes.append(Freeze(numbers(labels), self.reason(text)))
+        named = numbers(labels)
+        if named.size > self.count:  # each once is enough
+            named = np.flatnonzero(np.bincount(named))
+        self.freezes.append(Freeze(named, self.reason(text)))
 
     def pin(self, layer: Layer, dims: Sequence[int], text: str) -> None:
         """Record that positions stay."""
@@ -385,6 +388,10 @@ class Recorder(Reading):
             self.freeze(origin.tensor, "it is the only channel that is left of a selection")
             return None
         layer, renamed = origin, None
+        if labels.size > POSITIONS:
+            self._note(Moved(full, origin, None, None, channels))
+            self.freeze(origin.tensor, f"it is spread over {labels.size} positions, more than are told apart")
+            return None
         if np.unique(labels).size != labels.size:
             self._origins.append((self.count, labels))
             names = self.fresh(labels.size)

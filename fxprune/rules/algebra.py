@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.labels import Labels, Layer, first_per_line
+from fxprune.labels import POSITIONS, Labels, Layer, first_per_line
 from fxprune.reading import Reading
 
 
@@ -285,7 +285,8 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
     why = next((v.why for v in values if v.why), None)
     if along is not None:
         unlabelled = [v for v in values if not v.on(along)]
-        if unlabelled and all(v.parameter for v in values if v.on(along)):
+        many = math.prod(full[d] for d in along) > POSITIONS
+        if unlabelled and (many or all(v.parameter for v in values if v.on(along))):
             for value in values:
                 for layer in value.on(along):
                     ctx.freeze(layer.tensor, "it is joined to positions that stay")
