@@ -60,10 +60,13 @@ def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
     unit, units = _components(recorder.count, ties)
     while True:
         group = _by_producer(recorder, unit, units)
-        rects: list[IntArray] = []
+        blocks: list[IntArray] = []
         more = [constraint for cover in recorder.covers for constraint in _settle_uniform(cover, unit)]
         if not more:
-            rects, more = _settle_rects(recorder.rects, unit, group)
+            blocks, more = _settle_rects(recorder.rects, unit, group)
+        if not more and refinement.columns:
+            more = _settle_columns(recorder, blocks, unit, group)
+        rects = tuple(unit[labels] for labels in blocks)
         if not more:
             more = _settle_lines(recorder.covers, unit, rects)
         if not more:  # last, as what stands for a line may only be held when the line is known to stay one
@@ -77,7 +80,7 @@ def resolve(recorder: Recorder, refinement: Refinement) -> Structure:
     count = int(group.max()) + 1 if group.size else 0
     order = np.argsort(group, kind="stable")
     members = tuple(np.split(order, np.searchsorted(group[order], np.arange(count)))[1:]) if count else ()
-    return Structure(recorder, refinement, unit, units, group, count, kind, tuple(rects), tuple(derived), members)
+    return Structure(recorder, refinement, unit, units, group, count, kind, rects, tuple(derived), members)
 
 
 def _pair(constraint: Tie | Freeze) -> tuple[IntArray, IntArray]:
@@ -159,21 +162,21 @@ def _renumber(group: IntArray, first: IntArray) -> IntArray:
 
 
 def _settle_rects(rects: Sequence[Rect], unit: IntArray, group: IntArray) -> tuple[list[IntArray], list[Tie | Freeze]]:
-    """The constraints left between units, as blocks that keep equally many; and ties where none works."""
+    """The constraints left between units, as labels in blocks that keep equally many; and ties where none works."""
     settled: list[IntArray] = []
     known: set[tuple[tuple[int, ...], bytes]] = set()
     signature = np.zeros(len(group), dtype=np.uint64)
     rng = np.random.default_rng(_HASHES)
     more: list[Tie | Freeze] = []
     for rect in rects:
-        lines: IntArray = unit[rect.labels]
+        labels, lines = rect.labels, unit[rect.labels]
         free = rect.free
         whole = False
         for dim in reversed(range(lines.ndim)):
             first = lines.take([0], axis=dim)
             if lines.ndim > 1 and (lines == first).all():
                 whole |= free == dim
-                lines = np.take(lines, 0, axis=dim)
+                lines, labels = np.take(lines, 0, axis=dim), np.take(labels, 0, axis=dim)
                 free = None if free is None or free == dim else free - (free > dim)
         if whole and lines.size > 1:  # a block of one unit could only lose all that it has
             loose = np.unique(rect.labels[unit[rect.labels] > 0])
@@ -183,10 +186,11 @@ def _settle_rects(rects: Sequence[Rect], unit: IntArray, group: IntArray) -> tup
         if lines.ndim < 2 or (group[lines] < 0).all():
             continue
         candidates = [free] if free is not None else list(reversed(range(lines.ndim)))
-        options = [np.moveaxis(lines, d, -1).reshape(-1, lines.shape[d]) for d in candidates]
+        options = [np.moveaxis(labels, d, -1).reshape(-1, lines.shape[d]) for d in candidates]
         # Where nothing else holds these units the fastest-varying dimension is free, else that which splits them least.
         loose_yet = not signature[lines].any()
-        blocks = options[0] if loose_yet else min(options, key=lambda b: _refinement_count(b, signature, group))
+        chosen = options[0] if loose_yet else min(options, key=lambda b: _refinement_count(unit[b], signature, group))
+        blocks: IntArray = unit[chosen]
         key = (blocks.shape, blocks.tobytes())
         if key in known:
             continue
@@ -197,10 +201,41 @@ def _settle_rects(rects: Sequence[Rect], unit: IntArray, group: IntArray) -> tup
             text = "its channels lie in blocks of which some hold more channels that stay than others"
             more.append(Freeze(loose, Reason(text, rect.node)))
             continue
-        settled.append(blocks)
+        settled.append(chosen)
         for row in blocks:
             np.add.at(signature, row, rng.integers(1, 2**63, dtype=np.uint64))
     return settled, more
+
+
+def _settle_columns(recorder: Recorder, rects: list[IntArray], unit: IntArray, group: IntArray) -> list[Tie | Freeze]:
+    """Parts of blocks that keep equally many by themselves, added to ``rects``; ties of columns that a piece cuts.
+
+    Blocks that are interleaved stand column by column, and what a block keeps moves up: only if every block keeps as
+    many in front of a cut as the others does the cut fall between the same channels as it did.
+    """
+    more: list[Tie | Freeze] = []
+    # What was tied since then may stand on both sides of a cut.
+    given: list[Tie | Freeze] = [*recorder.ties, *recorder.freezes]
+    own, _ = _components(recorder.count, [_pair(constraint) for constraint in given])
+    cuts = {units.tobytes(): units for units in (np.unique(own[piece]) for piece in recorder.pieces)}
+    known = {(labels.shape, unit[labels].tobytes()) for labels in rects}
+    for labels in list(rects):
+        for units in cuts.values():
+            inside = np.isin(own[labels], units)
+            whole = inside.all(axis=0)
+            split = inside.any(axis=0) & ~whole
+            if split.sum() > 1:  # not a cut of what is interleaved
+                continue
+            for column in labels[:, split].T:
+                if (unit[column] != unit[column[0]]).any():
+                    more.append(Tie(np.repeat(column[:1], len(column)), column, ""))
+            part = labels[:, whole]
+            key = (part.shape, unit[part].tobytes())
+            fixed = (group[unit[part]] < 0).sum(axis=1)
+            if part.size and key not in known and (fixed == fixed[0]).all():
+                known.add(key)
+                rects.append(part)
+    return more
 
 
 def _refinement_count(blocks: IntArray, signature: NDArray[np.uint64], group: IntArray) -> int:

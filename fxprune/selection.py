@@ -16,6 +16,13 @@ from fxprune.structure import Structure
 _CLASSES = 64
 """Up to how many classes of a group the nearest sum is searched for, where rounding alone keeps the blocks equal."""
 
+_SUM = 2.0
+"""How much a unit too many or too few in the sum counts against one in a class. With more, coarse blocks that could only
+hit the sum by emptying some layers and sparing others would do so."""
+
+_SECONDS = 5.0
+"""How long the integer program may look for something better than what it has."""
+
 FloatArray = NDArray[np.float64]
 
 
@@ -30,27 +37,33 @@ def keep_count(size: int, ratio: float, round_to: int = 1) -> int:
     return min(size, count)
 
 
-def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float64]) -> IntArray:
+def class_counts(sizes: IntArray, wanted: FloatArray, balance: FloatArray, needs: FloatArray | None = None) -> IntArray:
     """Whole numbers nearest to ``wanted`` that keep every block equal.
 
     Args:
         sizes: Units in each class.
         wanted: How many of each should stay.
         balance: One row for each equation over the classes; its product with the counts must be 0.
+        needs: One row of 0 and 1 for each set of classes of which one unit must stay; each class by itself if None.
 
     Returns:
-        Counts between 1 and the sizes, their sum as near to what is wanted as can be; found by rounding, or else by an
-        integer program (SciPy's HiGHS).
+        Counts up to the sizes, their sum as near to what is wanted as can be; found by rounding, or else by an integer
+        program (SciPy's HiGHS).
     """
     n = len(sizes)
+    needs = np.eye(n) if needs is None else needs
+    least = np.zeros(n, dtype=np.int64)
+    least[needs[needs.sum(axis=1) == 1].any(axis=0)] = 1
+    counts = np.clip(np.rint(wanted), least, sizes).astype(np.int64)
     if not len(balance):
-        return _apportioned(sizes, wanted)
-    counts = np.clip(np.rint(wanted), 1, sizes).astype(np.int64)
-    if not (balance @ counts).any():
+        counts = _apportioned(sizes, wanted, least)
+        if (needs @ counts > 0).all():
+            return counts
+    elif not (balance @ counts).any() and (needs @ counts > 0).all():
         off = abs(counts.sum() - wanted.sum())
         if off < 1 or n > _CLASSES or np.linalg.matrix_rank(balance) >= n - 1:
             return counts
-    # Variables: counts, then their distances from what is wanted, last the distance of their sum, which counts most.
+    # Variables: counts, then their distances from what is wanted, last the distance of their sum.
     eye, one, column = np.eye(n), np.ones((1, n)), np.zeros((n, 1))
     distance = LinearConstraint(
         np.block(
@@ -63,12 +76,17 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float6
         ),
         ub=np.concatenate([wanted, -wanted, [wanted.sum()], [-wanted.sum()]]),
     )
-    equal = LinearConstraint(np.hstack([balance, np.zeros((len(balance), n + 1))]), lb=0, ub=0)
+    constraints = [distance]
+    for rows, highest in ((balance, 0), (np.negative(needs), -1)):
+        if len(rows):
+            padded = np.hstack([rows, np.zeros((len(rows), n + 1))])
+            constraints.append(LinearConstraint(padded, lb=highest if rows is balance else -np.inf, ub=highest))
     solution = milp(
-        np.concatenate([np.zeros(n), np.ones(n), [2.0 * n]]),
+        np.concatenate([np.zeros(n), np.ones(n), [_SUM]]),
         integrality=np.concatenate([np.ones(n), np.zeros(n + 1)]),
-        bounds=Bounds(np.concatenate([np.ones(n), np.zeros(n + 1)]), np.concatenate([sizes, np.full(n + 1, np.inf)])),
-        constraints=[distance, equal],
+        bounds=Bounds(np.concatenate([least, np.zeros(n + 1)]), np.concatenate([sizes, np.full(n + 1, np.inf)])),
+        constraints=constraints,
+        options={"time_limit": _SECONDS},
     )
     if solution.x is None:
         return sizes.astype(np.int64)
@@ -76,13 +94,13 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: NDArray[np.float6
     return result
 
 
-def _apportioned(sizes: IntArray, wanted: FloatArray) -> IntArray:
-    """Whole numbers between 1 and the sizes that add up to the rounded sum of what is wanted (largest remainders)."""
-    counts = np.clip(np.floor(wanted), 1, sizes).astype(np.int64)
+def _apportioned(sizes: IntArray, wanted: FloatArray, least: IntArray) -> IntArray:
+    """Whole numbers up to the sizes that add up to the rounded sum of what is wanted (largest remainders)."""
+    counts = np.clip(np.floor(wanted), least, sizes).astype(np.int64)
     off = round(float(wanted.sum())) - int(counts.sum())
     while off:
         step = 1 if off > 0 else -1
-        free = np.flatnonzero(counts < sizes if off > 0 else counts > 1)
+        free = np.flatnonzero(counts < sizes if off > 0 else counts > least)
         if not free.size:
             break
         chosen = free[np.argsort(step * (counts - wanted)[free], kind="stable")[: abs(off)]]
@@ -109,7 +127,9 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
             continue
         classes = structure.classes(group)
         sizes = classes.sizes
-        counts = class_counts(sizes, (sizes * (count / len(members))).astype(np.float64), classes.balance)
+        counts = class_counts(
+            sizes, (sizes * (count / len(members))).astype(np.float64), classes.balance, classes.needs
+        )
         ranked = members[np.lexsort((-scores[members], classes.index))]  # class by class, the best first
         starts = np.cumsum(sizes) - sizes
         kept[ranked[np.arange(len(members)) - np.repeat(starts, sizes) >= np.repeat(counts, sizes)]] = False

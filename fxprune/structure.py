@@ -20,12 +20,14 @@ class Refinement:
 
     Attributes:
         pieces: Units of one group are peers only if they stand in the same pieces of every split.
+        columns: Where blocks are interleaved and then split, every piece takes equally many from each block.
         order: Units whose order matters to an operator have no peers.
         ties: Further ties.
         freezes: Further freezes.
     """
 
     pieces: bool = False
+    columns: bool = False
     order: bool = False
     ties: tuple[Tie, ...] = ()
     freezes: tuple[Freeze, ...] = ()
@@ -40,11 +42,13 @@ class Classes:
         sizes: How many of them are in each class.
         balance: Equations over the classes, shape ``(equations, classes)``: counts that leave all blocks of every
             constraint equal give 0.
+        needs: The classes of which at least one unit must stay, shape ``(tensors, classes)``, 0 or 1.
     """
 
     index: IntArray
     sizes: IntArray
     balance: NDArray[np.float64]
+    needs: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,10 @@ class Structure:
             members = self.members[group]
             kinds, index = np.unique(self.kind[members], return_inverse=True)
             sizes = np.bincount(index)
-            balance = _balance(self, kinds, sizes, group) if len(kinds) > 1 else np.zeros((0, 1))
-            self._classes[group] = Classes(index, sizes, balance)
+            several = len(kinds) > 1
+            balance = _balance(self, kinds, sizes, group) if several else np.zeros((0, 1))
+            needs = _needs(self, kinds, group) if several else np.ones((1, 1))
+            self._classes[group] = Classes(index, sizes, balance, needs)
         return self._classes[group]
 
     def escalate(self, labels: IntArray, node: str, place: str) -> Refinement:
@@ -111,6 +117,8 @@ class Structure:
         refinement = self.refinement
         if not refinement.pieces:
             return replace(refinement, pieces=True)
+        if not refinement.columns:
+            return replace(refinement, columns=True)
         units = np.unique(self.unit[labels])
         units = units[units > 0]
         touched = [rect for rect in self.rects if np.isin(rect, units).any()]
@@ -146,3 +154,18 @@ def _balance(structure: Structure, kinds: IntArray, sizes: IntArray, group: int)
         share = np.bincount(position[inside], minlength=len(blocks) * len(kinds)).reshape(len(blocks), -1)
         rows.append((share[1:] - share[:1]) / sizes)
     return np.concatenate(rows)
+
+
+def _needs(structure: Structure, kinds: IntArray, group: int) -> NDArray[np.float64]:
+    """One row for every tensor all of whose channels can go, or piece of one: which classes they are in."""
+    rows: dict[bytes, NDArray[np.float64]] = {}
+    named = [labels.numpy() for labels in structure.recorder.axes.values()]
+    for labels in (*named, *structure.recorder.pieces):
+        found = structure.unit[labels]
+        groups = structure.group[found]
+        if (groups < 0).any() or not (groups == group).any():
+            continue
+        row = np.zeros(len(kinds))
+        row[np.searchsorted(kinds, structure.kind[found[groups == group]])] = 1
+        rows.setdefault(row.tobytes(), row)
+    return np.array(list(rows.values())).reshape(-1, len(kinds))
