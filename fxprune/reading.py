@@ -7,7 +7,7 @@ that a plan keeps and checks, at every step that the first wrote down, that the 
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "Axis", "Call", "Declined", "Reading", "Use", "axis_length", "labels_in"]
+__all__ = ["FAILURES", "Axis", "Call", "Declined", "Reading", "Use", "apart", "axis_length", "labels_in"]
 
 import inspect
 import math
@@ -89,6 +89,22 @@ class Call:
 def axis_length(tensor: Tensor, axis: Axis) -> int:
     """How many channels an axis indexes."""
     return int(tensor.shape[axis.dim]) * axis.groups
+
+
+def apart(layers: Sequence[tuple[tuple[int, ...], int]]) -> list[int]:
+    """Which layers stay where several vary along one dimension: those of most channels, the first of equals.
+
+    Args:
+        layers: The dimensions of each, and its number of channels.
+
+    Returns:
+        Their indices, those of most channels first.
+    """
+    kept: list[int] = []
+    for i in sorted(range(len(layers)), key=lambda i: -layers[i][1]):
+        if not any(set(layers[i][0]) & set(layers[j][0]) for j in kept):
+            kept.append(i)
+    return kept
 
 
 def labels_in(value: Any) -> list[Labels]:
@@ -268,13 +284,11 @@ class Reading(ABC):
         Args:
             layers: Each with its number of channels, in the order of the dimensions that they came from.
         """
-        result: list[Layer] = []
-        for layer, _ in sorted(layers, key=lambda pair: -pair[1]):
-            if any(set(other.dims) & set(layer.dims) for other in result):
+        kept = [layers[i][0] for i in apart([(layer.dims, count) for layer, count in layers])]
+        for layer, _ in layers:
+            if not any(layer is other for other in kept):
                 self.freeze(layer.tensor, "it is merged with other channels into one dimension")
-            else:
-                result.append(layer)
-        return tuple(result)
+        return tuple(kept)
 
     @abstractmethod
     def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:

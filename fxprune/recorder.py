@@ -393,7 +393,7 @@ class Recorder(Reading):
             shape = [layer.tensor.shape[d] for d in layer.dims]
             along = layer.dims.index(free) if free in layer.dims else None
             self.rects.append(Rect(layer.tensor.reshape(shape).numpy(), along, self.node.name))
-        else:
+        if len(layer.dims) == 1 or labels.size < channels:
             self.pieces.append(numbers(layer.tensor))
         return layer
 

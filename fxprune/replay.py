@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from fxprune.capture import source_of, value_of
 from fxprune.errors import InternalError
 from fxprune.labels import IntArray, Labels, Layer, Lookup, broadcast, spread
-from fxprune.reading import Axis, Call, Declined, Reading, axis_length, labels_in
+from fxprune.reading import Axis, Call, Declined, Reading, apart, axis_length, labels_in
 from fxprune.recorder import Moved, Recorder, _lines, numbers
 from fxprune.rules.table import Rule
 from fxprune.spelling import Recomputed, Scaled, labels_free, merge, moved_records, restored, shapes_left
@@ -336,16 +336,18 @@ class Replay(Reading):
     def _settle_all(self, parts: list[list[Tensor]], pieces: list[Tensor], value: Labels) -> list[Labels] | None:
         settled = []
         for part, out in zip(parts, pieces, strict=True):
-            layers: list[tuple[Layer, int]] = []
+            layers: list[Layer] = []
             records: list[Moved] = [self._next() for _ in part]
             labelled = {d for record in records for d in record.origin.dims}
-            for tensor, record in zip(part, records, strict=True):
-                fitted = self._fit(tensor, record, labelled)
+            # What is merged into the dimension of a larger layer is there as often as that leaves it.
+            kept = apart([(r.origin.dims if r.layer else (), r.channels) for r in records])
+            for i in kept:
+                fitted = self._fit(part[i], records[i], labelled)
                 if fitted is None:
                     return None
-                if record.layer is not None:
-                    layers.append((fitted, record.channels))
-            settled.append(Labels(tuple(out.shape), self.separate(layers), value.why))
+                if records[i].layer is not None:
+                    layers.append(fitted)
+            settled.append(Labels(tuple(out.shape), tuple(layers), value.why))
         return settled
 
     def join(

@@ -72,7 +72,7 @@ def _spelled_out(equation: str, ranks: list[int]) -> str:
 
 
 @rule(torch.tensordot)
-def tensordot(ctx: Reading, a: Labels, b: Labels, dims: Any = 2) -> Labels:
+def tensordot(ctx: Reading, a: Labels, b: Labels, dims: Any = 2, out: Any = None) -> Labels:
     """A product of two tensors summed over several dimensions."""
     ranks = len(a.full), len(b.full)
     pairs = (range(ranks[0] - dims, ranks[0]), range(dims)) if isinstance(dims, int) else dims

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxprune.labels import IntArray, Labels
 from fxprune.reading import Call, Declined, Reading, labels_in
+from fxprune.rules.algebra import meet
 from fxprune.rules.table import rule
 
 Shape = tuple[int, ...]
@@ -212,6 +213,18 @@ def index_select(ctx: Reading, input: Labels, dim: int, index: Labels) -> Any:
     """Positions along a dimension, picked by a tensor."""
     dim %= len(input.full)
     return _pick_by(ctx, input, [*[slice(None)] * dim, index], dim, lambda parts: None)
+
+
+@rule("gather", torch.gather)
+def gather(ctx: Reading, input: Labels, dim: int, index: Labels, **kwargs: Any) -> Labels:
+    """Positions along a dimension, picked at every position along the others."""
+    dim %= len(input.full)
+    for layer in input.on([dim]):
+        ctx.freeze(layer.tensor, "a tensor of indices picks from it")
+    others = tuple(1 if d == dim else size for d, size in enumerate(input.full))
+    if others != tuple(1 if d == dim else size for d, size in enumerate(index.full)):
+        raise Declined("a gather from a part of the positions has no rule")
+    return meet(ctx, [Labels(others, tuple(input.off([dim])), input.why), index], index.full)
 
 
 @rule("narrow", torch.narrow, sizes=True)

@@ -122,8 +122,9 @@ def _beside(ctx: Reading, x: Labels, channel: int, stride: Any) -> list[int]:
 
 def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor:
     """A weight that the graph computes: its rows are the outputs, its columns meet the inputs of every group."""
-    out, _ = only_axis(ctx, weight, 0, (1,), "it is part of a kernel")
-    columns = axis(ctx, weight, 1)
+    for layer in weight.off([0, 1]):
+        ctx.freeze(layer.tensor, "it is part of a kernel")
+    out, columns = axis(ctx, weight, 0), axis(ctx, weight, 1)
     ctx.tie(line.reshape(groups, -1), columns[None])
     ctx.weigh(columns, "consumer")
     ctx.weigh(out, "producer")

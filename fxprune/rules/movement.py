@@ -37,7 +37,7 @@ def run_method(name: str) -> Callable[..., Any]:
 
 _PLAIN = (
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "unsqueeze", "t", "flatten", "flip"),
-    *("unbind", "pixel_shuffle", "pixel_unshuffle", "rot90", "tile", "ravel", "fliplr", "flipud"),
+    *("unbind", "pixel_shuffle", "pixel_unshuffle", "rot90", "ravel", "fliplr", "flipud"),
     *("diagonal", "tril", "triu", "adjoint", "view_as_real", "repeat_interleave"),
 )
 
@@ -59,6 +59,12 @@ def _plain(name: str) -> Callable[..., Any]:
 
 for _name in _PLAIN:
     _plain(_name)
+
+
+@rule("unfold", sizes=True)
+def windows(ctx: Reading, input: Labels, dimension: int, size: int, step: int) -> Any:
+    """Windows along a dimension, side by side in a new last one."""
+    return ctx.move(run_method("unfold"), input, (dimension, size, step), {}, None)
 
 
 @rule(nn.Flatten, sizes=True)

@@ -46,7 +46,8 @@ def _per_channel(ctx: Reading, x: Labels, tensors: Sequence[Labels | None], pool
     others = x.off([1])
     if pooled:
         ctx.inexact(others, [d for d in range(len(x.full)) if d != 1], "statistics over positions that can be removed")
-    return Labels(x.full, (*others, place(line, 1, len(x.full))), x.why), line
+    made = (place(line, 1, len(x.full)),) if x.full[1] > 1 else ()
+    return Labels(x.full, (*others, *made), x.why), line
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -14,7 +14,7 @@ from torch import nn
 
 from fxprune.labels import Labels, Layer
 from fxprune.reading import Call, Declined, Reading
-from fxprune.rules.algebra import join, place
+from fxprune.rules.algebra import join, meet, place
 from fxprune.rules.algebra import pad as pad_labels
 from fxprune.rules.movement import Shape, run_method, spell_view
 from fxprune.rules.table import rule
@@ -112,6 +112,22 @@ def broadcast_to(ctx: Reading, input: Labels, size: Any) -> Any:
     return expand(ctx, input, size)
 
 
+@rule(torch.tile, "tile", sizes=True)
+def tile(ctx: Reading, input: Labels, *dims: Any) -> Any:
+    """Copies of the whole, of fewer dimensions than it has or of more."""
+    given = dims[0] if isinstance(dims[0], tuple | list) else dims
+    found = _spread(ctx, input, given, ctx.output_shape())
+    return ctx.move(run_method("tile"), input, dims, {}, None) if found is None else found
+
+
+@rule(torch.broadcast_tensors)
+def broadcast_tensors(ctx: Reading, *tensors: Labels) -> Any:
+    """Every operand as large as all of them together, position by position."""
+    full = tuple(ctx.node.meta["val"][0].shape)
+    together = meet(ctx, tensors, full)
+    return [together for _ in tensors]
+
+
 # Around the end -------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +166,15 @@ def _join(ctx: Reading, tensors: Any, dim: int, stacked: bool) -> Labels:
 @rule(torch.cat, torch.concat, torch.concatenate)
 def cat(ctx: Reading, tensors: Any, dim: int = 0) -> Labels:
     """Concatenation."""
+    return _join(ctx, tensors, dim, False)
+
+
+@rule(torch.hstack, torch.vstack, torch.row_stack, torch.dstack)
+def cat_along(ctx: Reading, tensors: Any) -> Labels:
+    """Concatenation along the dimension that the operator's name says, if every tensor has it."""
+    dim = {"hstack": 1, "dstack": 2}.get(ctx.node.target.__name__, 0)  # type: ignore[union-attr]
+    if any(isinstance(v, Labels) and len(v.full) < max(dim + 1, 2) for v in tensors):
+        raise Declined("a concatenation of tensors that lack the dimension has no rule")
     return _join(ctx, tensors, dim, False)
 
 

@@ -228,7 +228,8 @@ def _names_positions(ctx: Reading, outs: Any) -> bool:
     """Whether something uses the positions that an operator gives, which would be others in the pruned network."""
     if isinstance(outs, Tensor):
         return str(getattr(ctx.node.target, "__name__", ctx.node.target)).startswith("arg")
-    return any(user.args[1:] in ((1,), ("indices",)) or user.op != "call_function" for user in ctx.node.users)
+    used = (user.args[1:] in ((1,), ("indices",)) or user.op != "call_function" for user in ctx.node.users)
+    return hasattr(outs, "indices") and any(used)
 
 
 @rule(
