@@ -17,11 +17,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.aliasing import writes
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import patched, unchanged
 from fxprune.nested import leaves, map_nested
 from fxprune.opaque import Closed, blank_copy, enclosing
-from fxprune.proxies import WRITERS
 from fxprune.tracer import FAILURES, Again, CaptureTracer, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
 
@@ -171,21 +171,9 @@ def conform(gm: fx.GraphModule, model: nn.Module) -> None:
 
 def _has_effect(node: fx.Node, model: nn.Module) -> bool:
     """Whether a node matters though nothing uses its result: it writes into a tensor that something else reads."""
-    if node.op in ("placeholder", "output") or node.target in WRITERS or "writes" in node.meta:
-        return True
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
-    if node.op == "call_module":
-        if "opaque" in node.meta or str(node.target).endswith(TRAINING_FLAG):
-            return False
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    name = getattr(node.target, "__name__", "")
-    return (
-        bool(node.kwargs.get("inplace"))
-        or node.kwargs.get("out") is not None
-        or (name.endswith("_") and not name.endswith("__"))
-    )
+    if node.op == "call_module" and str(node.target).endswith(TRAINING_FLAG):
+        return False
+    return node.op in ("placeholder", "output") or writes(node, model.get_submodule)
 
 
 def _holds_tensor(value: Any) -> bool:

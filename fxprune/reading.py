@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.aliasing import written_later
 from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
@@ -261,6 +262,10 @@ class Reading(ABC):
         if isinstance(value, Labels) and value.parameter and not value.layers:
             return self.parameter(value.parameter)
         return value
+
+    def written_later(self) -> bool:
+        """Whether something is written later into memory that the current node's result may share."""
+        return written_later(self.node, self._modules.__getitem__)
 
     def output_shape(self) -> tuple[int, ...]:
         """The current node's shape in the original network."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__: list[str] = []
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,8 +75,8 @@ def _line(x: Labels, dim: int) -> IntArray | None:
     return layers[0].tensor.reshape(-1).numpy() if layers else None
 
 
-def _written(positions: IntArray) -> slice | list[int]:
-    """Positions as a slice, if one says it."""
+def _as_slice(positions: IntArray) -> slice | list[int]:
+    """Positions as a slice if one says it, which gives a view, or as a list, which gives a copy."""
     steps = np.diff(positions)
     if len(positions) and (not len(steps) or (steps[0] > 0 and (steps == steps[0]).all())):
         step = int(steps[0]) if len(steps) else 1
@@ -98,7 +98,7 @@ def _pick(ctx: Reading, x: Labels, index: tuple[Any, ...], as_call: Any = None, 
     picked = _Picked(ctx, x, _parts(index, len(x.full)))
 
     def spell(x: Labels, shapes: list[Shape], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Call]:
-        for parts in _spellings(x, shapes[0], _parts(index, len(x.full)), picked):
+        for parts in _spellings(x, shapes[0], _parts(index, len(x.full)), picked, ctx.written_later):
             if as_call is None:
                 yield Call((parts,), {})
             elif (own := as_call(parts)) is not None:
@@ -111,8 +111,18 @@ def _pick(ctx: Reading, x: Labels, index: tuple[Any, ...], as_call: Any = None, 
     return ctx.move(run, x, ctx.arguments(ctx.node.args[1:]), {}, spell)
 
 
-def _spellings(x: Labels, out: Shape, parts: list[Any], picked: _Picked) -> Iterator[tuple[Any, ...]]:
-    """Slices with the bounds, and numbers with the positions, that channels have now."""
+def _spellings(
+    x: Labels, out: Shape, parts: list[Any], picked: _Picked, shared: Callable[[], bool]
+) -> Iterator[tuple[Any, ...]]:
+    """Slices with the bounds, and numbers with the positions, that channels have now.
+
+    Args:
+        x: What is indexed.
+        out: The shape that is wanted.
+        parts: The index.
+        picked: What it picks.
+        shared: Whether it matters that the result is a view.
+    """
     options: list[list[Any]] = []
     dim, at = 0, 0
     for part in parts:
@@ -122,9 +132,12 @@ def _spellings(x: Labels, out: Shape, parts: list[Any], picked: _Picked) -> Iter
             continue
         size, old = x.shape[dim], x.full[dim]
         if dim in picked and size != old:
-            written = _written(picked.now(x, dim))
+            positions = picked.now(x, dim)
+            written = _as_slice(positions) if isinstance(part, slice) else [int(p) for p in positions]
             if isinstance(written, list) and any(isinstance(p, int | _Index) for p in parts):
                 return  # two indices that are no slices would be taken together
+            if isinstance(written, list) and isinstance(part, slice) and shared():
+                return
             options.append([written])
         elif isinstance(part, slice) and part != slice(None) and size != old:
             options.append([slice(first, first + out[at]) for first in range(size - out[at] + 1)])

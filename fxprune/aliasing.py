@@ -1,0 +1,76 @@
+"""Which nodes write in place, and which may share memory: a view may only become a copy where nobody can tell."""
+
+from __future__ import annotations
+
+__all__ = ["writes", "written_later"]
+
+from collections.abc import Callable
+
+from torch import fx, nn
+
+from fxprune.proxies import WRITERS
+from fxprune.rules.table import rule_for
+
+_SAME = frozenset(
+    (
+        *("contiguous", "to", "type", "type_as", "float", "half", "double", "bfloat16", "detach", "cpu", "cuda"),
+        *("requires_grad_", "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"),
+        *("feature_alpha_dropout", "feature_dropout", "nan_to_num", "positive", "pad", "interpolate", "expand_as"),
+    )
+)
+_SAME_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def writes(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
+    """Whether a node writes into a tensor that it is given.
+
+    Args:
+        node: Any node.
+        module: From a name to the submodule.
+    """
+    if node.target in WRITERS or "writes" in node.meta:
+        return True
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op == "call_module":
+        return "opaque" not in node.meta and bool(getattr(module(str(node.target)), "inplace", False))
+    name = getattr(node.target, "__name__", "")
+    return (
+        bool(node.kwargs.get("inplace"))
+        or node.kwargs.get("out") is not None
+        or (name.endswith("_") and not name.endswith("__"))
+    )
+
+
+def written_later(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
+    """Whether something behind a node writes into memory that its result may share.
+
+    Args:
+        node: A node that gives a view.
+        module: From a name to the submodule.
+    """
+    sharing = {node}
+    pending = [node]
+    while pending:
+        found = pending.pop()
+        others = [user for user in found.users if _shares(user, module)]
+        if _shares(found, module):
+            others += found.all_input_nodes[:1]
+        pending += [other for other in others if other not in sharing]
+        sharing.update(others)
+    return any(user > node and writes(user, module) for shared in sharing for user in shared.users)
+
+
+def _shares(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
+    """Whether the result may be a view of what a node is given, or that itself."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
+    if writes(node, module):
+        return True
+    if node.op == "call_module":
+        layer = module(str(node.target))
+        rule = rule_for(type(layer))
+        return rule is None or rule.sizes or isinstance(layer, _SAME_LAYERS)
+    rule = rule_for(node.target)
+    return rule is None or rule.sizes or getattr(node.target, "__name__", node.target) in _SAME
