@@ -140,10 +140,9 @@ class Replay(Reading):
         try:
             return self.by_rule(rule, args, kwargs)
         except (Declined, IndexError, RuntimeError, ValueError) as error:
-            labels = [numbers(layer.tensor) for value in labels_in((args, kwargs)) for layer in value.layers]
-            if not labels:
-                raise
-            raise self._conflict(np.concatenate(labels), str(error).partition("\n")[0]) from error
+            found = [numbers(layer.tensor) for value in labels_in((args, kwargs)) for layer in value.layers]
+            labels = np.concatenate([np.zeros(0, dtype=np.int64), *found])
+            raise self._conflict(labels, str(error).partition("\n")[0]) from error
 
     def canonical(self, name: str) -> str:
         """As in the first reading."""

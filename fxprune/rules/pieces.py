@@ -81,12 +81,14 @@ def _spread(ctx: Reading, x: Labels, given: Any, full: Shape) -> Labels | None:
     copies = ctx.filler(full[dim])
     if given[dim] != len(copies):
         written = ctx.node.args[1]
-        if isinstance(written, tuple | list):
-            ctx.argument(1, "", (*written[:dim], len(copies), *written[dim + 1 :]), written)
-        elif len(ctx.node.args) == len(full) + 1:
+        if len(ctx.node.args) == len(full) + 1:
             ctx.argument(dim + 1, "", len(copies), ctx.node.args[dim + 1])
-        else:
-            raise Declined("the sizes are computed")
+        elif isinstance(written, tuple | list):
+            ctx.argument(1, "", (*written[:dim], len(copies), *written[dim + 1 :]), written)
+        elif ctx.node.target == "repeat":
+            raise Declined("the numbers of copies are computed")
+        else:  # a shape that the graph reads off: all other sizes are those of the value
+            ctx.argument(1, "", tuple(len(copies) if d == dim else -1 for d in range(len(full))), written)
     return Labels(full, (place(copies, dim, len(full)),), x.why)
 
 
