@@ -143,7 +143,7 @@ def products(g: Grower) -> None:
     elif kind == "bilinear":
         g.put(f"{g.layer(f'nn.Bilinear({last}, {last}, {g.pick(WIDTHS)})')}({x}, {x}.sigmoid())")
     elif kind == "pairs":
-        g.put(f"torch.cdist({x}.flatten(2), {x}.flatten(2).relu()) @ {x}.flatten(2)")
+        g.put(f"torch.cdist({x}.flatten(2), {x}.flatten(2).abs() + 3) @ {x}.flatten(2)")
     elif kind == "slides":
         layer = g.layer("nn.Conv1d(1, 1, 3, padding=1)")
         g.put(
