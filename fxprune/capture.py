@@ -8,21 +8,25 @@ smallest submodule that cannot be traced becomes one opaque node with its reason
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "bind_example", "conform", "source_of", "trace", "value_of"]
+__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "adopt", "bind_example", "conform", "source_of", "trace", "value_of"]
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.aliasing import writes
+from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
-from fxprune.isolation import patched, unchanged
-from fxprune.nested import leaves, map_nested
-from fxprune.opaque import Closed, blank_copy, enclosing
-from fxprune.tracer import FAILURES, Again, CaptureTracer, value_of
+from fxprune.isolation import CodeTracer, patched, unchanged
+from fxprune.ladder import Again, Ladder, Lessons
+from fxprune.nested import map_nested
+from fxprune.signature import expect
+from fxprune.tracer import FAILURES, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -105,38 +109,41 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     example = bind_example(model, example_inputs)
     first = next((t for t in [*model.parameters(), *model.buffers()]), None)
     device = first.device if first is not None else torch.device("cpu")
-    concrete = {name: value for name, value in example.items() if not _holds_tensor(value)}
-    closed: dict[Closed, str] = {}
+    lessons = Lessons()
     while True:
-        tracer = CaptureTracer(model, example, device, closed, blank_copy(model) if closed else None)
+        tracer = Ladder(model, example, device, lessons)
         try:
             with unchanged(model, tracer), patched(tracer):
-                graph = tracer.trace(model, concrete_args=concrete or None)
+                graph = tracer.trace(model)
             break
-        except Again as again:
-            closed |= dict.fromkeys(again.places, again.reason)
+        except (Again, Converts) as ended:
+            lessons.take(ended, model)
         except FAILURES as error:
-            places = enclosing(error.__traceback__, closed)
-            if not places:
-                raise _refused(model, example, tracer, error) from (tracer.failure or ("", error))[1]
-            closed |= dict.fromkeys(places, tracer.reason(error))
+            where, failure = tracer.failure or ("the model itself", error)
+            reason = tracer.own_error() or failure
+            raise TraceError(
+                f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
+                f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move "
+                f"what depends on tensor values into a submodule of its own"
+            ) from reason
     return _assemble(model, tracer, graph)
 
 
-def _refused(model: nn.Module, example: Mapping[str, Any], tracer: CaptureTracer, error: BaseException) -> TraceError:
-    where, reason = tracer.failure or ("the model itself", error)
-    return TraceError(
-        f"{type(model).__name__} could not be captured with example inputs ({_describe(example)}): in {where}: "
-        f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move what "
-        f"depends on tensor values into a submodule of its own"
-    )
-
-
-def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.GraphModule:
+def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModule:
     graph.eliminate_dead_code(lambda node: _has_effect(node, model))
-    for node in graph.find_nodes(op="placeholder"):
-        if not node.users and not _holds_tensor(node.meta["val"]) and str(node.target) not in tracer.example:
-            graph.erase_node(node)  # an argument that is no tensor: its value is part of the graph
+    inputs = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(inputs[-1]) if inputs else nullcontext():
+        for node in reversed(inputs):
+            name, value = str(node.target), node.meta["val"]
+            if name in tracer.baked:
+                graph.call_function(expect, (node, value, name)).meta["val"] = None
+            elif "counted" in node.meta:
+                check = graph.call_function(expect, (node, len(value), f"len({name.lstrip('*')})"))
+                check.meta["val"] = None
+                with graph.inserting_before(check):
+                    length = graph.call_function(len, (node,))
+                length.meta["val"] = len(value)
+                check.args = (length, *check.args[1:])
     root: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op == "output":
@@ -149,10 +156,35 @@ def _assemble(model: nn.Module, tracer: CaptureTracer, graph: fx.Graph) -> fx.Gr
                 root[target] = tracer.helpers.get(target) or model.get_submodule(target)
         elif node.op == "get_attr":
             root[str(node.target)] = tracer.tensors[str(node.target)]
-    graph._tracer_cls = None  # unpickling traces the generated code again, and needs no values for that
+    graph._tracer_cls = CodeTracer  # unpickling traces the generated code again, and needs no values for that
     gm = fx.GraphModule(root, graph, type(model).__name__)
+    adopt(gm, model)
     conform(gm, model)
     return gm
+
+
+def adopt(gm: nn.Module, model: nn.Module, taken: Callable[[Any], Any] = lambda value: value) -> None:
+    """Hang what holds tensors in ``model`` and is not in ``gm``, as the graph does not use it, into it by its names.
+
+    Args:
+        gm: Gets the modules, parameters and buffers.
+        model: Has them.
+        taken: What is taken of each; by default itself.
+    """
+    for name, parameter in model._parameters.items():
+        if parameter is not None and not hasattr(gm, name):
+            gm.register_parameter(name, taken(parameter))
+    for name, buffer in model._buffers.items():
+        if buffer is not None and not hasattr(gm, name):
+            gm.register_buffer(name, taken(buffer), name not in model._non_persistent_buffers_set)
+    for name, child in model._modules.items():
+        known = gm._modules.get(name)
+        if child is None or known is child:
+            continue
+        if known is not None:
+            adopt(known, child, taken)
+        elif not hasattr(gm, name) and any(True for _ in itertools.chain(child.parameters(), child.buffers())):
+            gm.add_module(name, taken(child))
 
 
 def conform(gm: fx.GraphModule, model: nn.Module) -> None:
@@ -174,10 +206,6 @@ def _has_effect(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module" and str(node.target).endswith(TRAINING_FLAG):
         return False
     return node.op in ("placeholder", "output") or writes(node, model.get_submodule)
-
-
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in leaves(value))
 
 
 def _describe(example: Mapping[str, Any]) -> str:

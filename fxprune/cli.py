@@ -76,26 +76,50 @@ def lab(
         print(f"Written to {out}: results.json, summary.md, {', '.join(f'{name}.png' for name in run.plots)}")
 
 
+_MODEL = typer.Argument(
+    help="A name of torchvision or timm, such as resnet18, or package.module:factory for a callable that gives a "
+    "module; the current folder is searched. Those of torchvision and timm get random weights; nothing is downloaded."
+)
+_SIZE = typer.Option(
+    help="Size of the input without the batch, such as 3x224x224, joined by commas for several inputs; if left out, "
+    "what torchvision or timm made the model for, and 3x224x224 for a factory's."
+)
+
+
 @app.command()
 def explain(
-    model: Annotated[str, typer.Argument(help="A torchvision or timm name, or package.module:factory.")],
-    layer: Annotated[str | None, typer.Argument(help="A layer's name; all groups if left out.")] = None,
-    input_size: Annotated[str, typer.Option(help="Size of the input without the batch.")] = "3x224x224",
+    model: Annotated[str, _MODEL],
+    layer: Annotated[
+        str | None, typer.Argument(help="A layer's name, such as layer1.0.conv1; a table of all groups if left out.")
+    ] = None,
+    input_size: Annotated[str | None, _SIZE] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="Take every head of an attention as one unit.")] = False,
 ) -> None:
     """Say what a layer's channels are coupled with, and what cannot be pruned and why."""
-    print(explain_text(model, layer, input_size))
+    print(explain_text(model, layer, input_size, heads))
 
 
 @app.command()
 def prune(
-    model: Annotated[str, typer.Argument(help="A torchvision or timm name, or package.module:factory.")],
-    ratio: Annotated[float, typer.Option(help="The fraction of channels to remove, in [0, 1).")] = 0.5,
-    input_size: Annotated[str, typer.Option(help="Size of the input without the batch.")] = "3x224x224",
-    criterion: Annotated[str, typer.Option(help="How channels are ranked: first, input-l2 or output-l2.")] = "input-l2",
-    out: Annotated[Path | None, typer.Option(help="File for the pruned network.")] = None,
+    model: Annotated[str, _MODEL],
+    ratio: Annotated[float, typer.Option(help="The fraction of channels to remove from every group, in [0, 1).")] = 0.5,
+    input_size: Annotated[str | None, _SIZE] = None,
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="How channels are ranked: first (keep the first), input-l2 (by the weights that read them) or "
+            "output-l2 (by the weights that make them)."
+        ),
+    ] = "input-l2",
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Remove whole heads of attentions in place of dimensions of every head.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the pruned network, written by torch.save; none if left out.")
+    ] = None,
 ) -> None:
-    """Prune a model, prove it, and account for every layer."""
-    print(prune_text(model, ratio, input_size, criterion, out))
+    """Prune a model, prove that the result is exact, and account for every layer."""
+    print(prune_text(model, ratio, input_size, criterion, out, heads))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

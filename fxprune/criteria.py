@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.analysis import Structure
 from fxprune.dependency import ChannelGroup
 from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError, WeightError, nearest_names
 from fxprune.reading import Axis, axis_length
 from fxprune.recorder import numbers
 from fxprune.selection import FloatArray
+from fxprune.structure import Structure
 
 Criterion: TypeAlias = str | Callable[[ChannelGroup], Tensor | Sequence[float]]
 """The name of a criterion, or a function that gives a group's units one score each, in the order of the channels."""

@@ -13,12 +13,14 @@ import networkx as nx
 import numpy as np
 from torch import fx, nn
 
-from fxprune.analysis import Refinement, Structure, read
-from fxprune.capture import Example, trace
+from fxprune.analysis import read
+from fxprune.capture import TRAINING_FLAG, Example, trace
 from fxprune.errors import ArgumentTypeError, UnknownNameError, nearest_names
-from fxprune.explanation import Explainer
+from fxprune.explanation import Explainer, names_of
+from fxprune.labels import IntArray
 from fxprune.recorder import numbers
 from fxprune.settling import settle
+from fxprune.structure import Refinement, Structure
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,16 @@ class DependencyGraph:
             structure = settle(self.gm, recorder, Refinement(ties=free))
         return self.refined(structure)
 
+    @classmethod
+    def of(cls, gm: fx.GraphModule, structure: Structure) -> DependencyGraph:
+        """A traced network under a structure that is known already."""
+        result = object.__new__(cls)
+        result.gm, result.structure = gm, structure
+        return result
+
     def refined(self, structure: Structure) -> DependencyGraph:
         """The same graph with another structure."""
-        result = object.__new__(DependencyGraph)
-        result.gm, result.structure = self.gm, structure
-        return result
+        return self.of(self.gm, structure)
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -117,25 +124,65 @@ class DependencyGraph:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Every layer whose channels the analysis knows, in the order of the data."""
-        return tuple(dict.fromkeys(use.layer for use in self.structure.recorder.uses))
+        return tuple(dict.fromkeys(use.layer for use in self.explainer.uses))
+
+    @cached_property
+    def _others(self) -> dict[str, fx.Node | None]:
+        """Layers and parameters without channels of their own, with the node that runs them or holds them."""
+        found: dict[str, fx.Node | None] = {}
+        of_layers = {use.axis.tensor for use in self.structure.recorder.uses}
+        for node in self.gm.graph.nodes:
+            name = str(node.target)
+            layer = node.op == "call_module" and not name.endswith(TRAINING_FLAG)
+            if layer or (node.op == "get_attr" and self._is_loose(name, of_layers)):
+                found.setdefault(name, node)
+        for name, module in self.gm.named_modules():
+            if name and name not in found and not any(module.children()) and self._has_tensors(name):
+                outer = (node for path, node in found.items() if node is not None and name.startswith(f"{path}."))
+                found[name] = next(outer, None)
+        known = {*found, *self.layers}
+        for name, _ in self.gm.named_parameters():
+            if not any(name == layer or name.startswith(f"{layer}.") for layer in known):
+                found[name] = None
+        return {name: node for name, node in found.items() if name not in self.layers}
+
+    @cached_property
+    def _aliases(self) -> dict[str, str]:
+        """Further names of layers that have several."""
+        first = {id(module): name for name, module in self.gm.named_modules()}
+        names = self.gm.named_modules(remove_duplicate=False)
+        return {name: first[id(module)] for name, module in names if first[id(module)] != name}
+
+    def _is_loose(self, name: str, of_layers: set[str]) -> bool:
+        """Whether a parameter belongs to no layer that is known by its channels."""
+        recorder = self.structure.recorder
+        tensor = isinstance(recorder.original(name), nn.Parameter)
+        return tensor and recorder.canonical_of(name) not in of_layers and name.rpartition(".")[0] not in self.layers
+
+    def _has_tensors(self, name: str) -> bool:
+        module = self.gm.get_submodule(name)
+        return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
     def group_of(self, layer: str) -> tuple[ChannelGroup, ...]:
-        """The groups that a layer's output channels belong to.
+        """The groups that a layer's output channels belong to; none for a layer without channels of its own.
 
         Raises:
             UnknownNameError: There is no such layer; the message lists the nearest names.
         """
         self.check_layer(layer)
+        layer = self._aliases.get(layer, layer)
         return tuple(g for g in self.groups if layer in g.producers or layer in g.followers)
 
     def check_layer(self, layer: str) -> None:
         """Raise UnknownNameError unless the layer is known, and ArgumentTypeError if it is no name at all."""
         if not isinstance(layer, str):
             raise ArgumentTypeError(f"a layer's name must be a string, not {layer!r} of type {type(layer).__name__}")
-        if layer not in self.layers:
-            raise UnknownNameError(
-                f"no layer '{layer}' with channels in the network; {nearest_names(layer, self.layers)}"
-            )
+        if self._aliases.get(layer, layer) not in (*self.layers, *self._others):
+            known = (*self.layers, *self._others)
+            within = [name for name in known if name.startswith(f"{layer}.")]
+            if layer and within:
+                raise UnknownNameError(f"'{layer}' is no layer but a part of the network with {names_of(within)}")
+            raise UnknownNameError(f"no layer '{layer}' in the network; {nearest_names(layer, known)}")
 
     def explain(self, layer: str) -> str:
         """Say what a layer's channels are coupled with and through which operators, or why they cannot be removed.
@@ -147,7 +194,22 @@ class DependencyGraph:
             UnknownNameError: There is no such layer; the message lists the nearest names.
         """
         self.check_layer(layer)
-        return self.explainer.explain(layer, self.groups)
+        if layer in self._aliases:
+            return f"'{layer}' is '{self._aliases[layer]}'.\n{self.explain(self._aliases[layer])}"
+        if layer in self.layers:
+            return self.explainer.explain(layer, self.groups)
+        return f"'{layer}' {self.explainer.aside(layer, self._others[layer], self.groups)}."
+
+    @cached_property
+    def untouched(self) -> dict[str, str]:
+        """Layers with weights whose channels the analysis does not know, and why they stay as they are."""
+        known = (*self.layers, *self._others)
+        found = {name: f"is '{first}'" for name, first in self._aliases.items() if first in known}
+        return found | {
+            name: self.explainer.aside(name, node, self.groups)
+            for name, node in self._others.items()
+            if node is None or node.op == "get_attr" or (node.target == name and self._has_tensors(name))
+        }
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """The layers as nodes, and edges that say what couples them.
@@ -188,37 +250,54 @@ def _named(groups: Iterable[ChannelGroup]) -> tuple[ChannelGroup, ...]:
 
 
 def _groups(structure: Structure, explainer: Explainer) -> Iterable[ChannelGroup]:
+    frozen, causes = _frozen_groups(structure, explainer)
     roles: dict[int, dict[str, dict[str, None]]] = {}
-    frozen: dict[tuple[str, ...], dict[str, dict[str, None]]] = {}
-    frozen_size: dict[tuple[str, ...], int] = {}
-    uses = structure.recorder.uses
-    unit_zero = {}
-    for use in uses:
-        units = structure.unit[numbers(use.labels)]
-        for group in np.unique(structure.group[units]):
-            if group >= 0:
-                roles.setdefault(int(group), {}).setdefault(use.role, {})[use.layer] = None
-        if use.role == "producer" and (structure.group[units] < 0).any():
-            held = numbers(use.labels)[structure.group[units] < 0]
-            key = explainer.cause(held)
-            frozen.setdefault(key, {}).setdefault("producer", {})[use.layer] = None
-            frozen_size[key] = max(frozen_size.get(key, 0), len(held))
-            for label in held:
-                unit_zero[int(label)] = key
-    for use in uses:
-        if use.role != "producer":
-            for key in {unit_zero[int(label)] for label in numbers(use.labels) if int(label) in unit_zero}:
-                frozen[key].setdefault(use.role, {})[use.layer] = None
-    for number in range(structure.groups):
+    for use in explainer.uses:
+        labels = numbers(use.labels)
+        group = structure.group[structure.unit[labels]]
+        owner = np.where(group >= 0, group, frozen[explainer.parts[labels]])
+        for found in np.unique(owner[owner >= 0]).tolist():
+            roles.setdefault(found, {}).setdefault(use.role, {})[use.layer] = None
+    for number in range(structure.groups + len(causes)):
         members = roles.get(number, {})
+        reason = None
+        if number < structure.groups:
+            size = len(structure.members[number])
+        else:
+            size = int(np.count_nonzero(frozen == number))
+            reason = str(explainer.reason(causes[number - structure.groups]))
         producers = tuple(members.get("producer", {}))
-        yield _group(producers, len(structure.members[number]), members, None)
-    for key, members in frozen.items():
-        yield _group(tuple(members["producer"]), frozen_size[key], members, key[0])
+        followers = tuple(name for name in members.get("follower", {}) if name not in producers)
+        yield ChannelGroup(producers[0], size, producers, followers, tuple(members.get("consumer", {})), reason)
 
 
-def _group(
-    producers: tuple[str, ...], size: int, members: dict[str, dict[str, None]], frozen: str | None
-) -> ChannelGroup:
-    followers = tuple(name for name in members.get("follower", {}) if name not in producers)
-    return ChannelGroup(producers[0], size, producers, followers, tuple(members.get("consumer", {})), frozen)
+def _frozen_groups(structure: Structure, explainer: Explainer) -> tuple[IntArray, list[int]]:
+    """Channels that stay, in groups of those that the same layers make and the same thing holds.
+
+    Returns:
+        The group of each of the explainer's parts, numbered after the groups that can be pruned, or -1; and what
+        holds each group.
+    """
+    rng = np.random.default_rng(0)
+    count = int(explainer.parts.max()) + 1
+    signature = np.zeros(count, dtype=np.uint64)
+    cause = np.full(count, -1, dtype=np.int64)
+    first = np.full(count, np.iinfo(np.int64).max)
+    for position, use in enumerate(explainer.uses):
+        labels = numbers(use.labels)
+        held = labels[structure.group[structure.unit[labels]] < 0]
+        if use.role != "producer" or not held.size:
+            continue
+        parts, index = np.unique(explainer.parts[held], return_index=True)
+        signature[parts] += rng.integers(1, 2**63, dtype=np.uint64)
+        new = first[parts] == np.iinfo(np.int64).max
+        cause[parts[new]] = explainer.causes(held[index[new]])
+        first[parts[new]] = position
+    group = np.full(count, -1, dtype=np.int64)
+    made = np.flatnonzero(signature)
+    keys: dict[tuple[int, int, int], int] = {}
+    order = made[np.lexsort((made, first[made]))]
+    for part in order.tolist():
+        key = (int(first[part]), int(signature[part]), int(cause[part]))
+        group[part] = structure.groups + keys.setdefault(key, len(keys))
+    return group, [cause for _, _, cause in keys]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["patched", "unchanged"]
+__all__ = ["CodeTracer", "patched", "unchanged"]
 
 import builtins
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 
+from fxprune.conversion import stand_ins
+from fxprune.ladder import Ladder
 from fxprune.nested import leaves
-from fxprune.opaque import Closed
-from fxprune.proxies import ValueAttribute, ValueProxy
-from fxprune.tracer import CaptureTracer
+from fxprune.opaque import PYTHON, Closed, holds_proxy
+from fxprune.proxies import ValueAttribute, ValueProxy, WritingProxy
 from fxprune.training import Flag
 
 _FACTORIES = (
@@ -42,8 +43,28 @@ _EMPTY: dict[str, Any] = {}
 _PLAIN = frozenset((bool, int, float, str, tuple, set, type(None), Tensor, nn.Parameter, torch.Size, torch.dtype))
 
 
+# Methods that take sizes: of a tensor that is no proxy they refuse proxies, or make numbers of them.
+_METHODS = (
+    "__getitem__",
+    "expand",
+    "narrow",
+    "new_empty",
+    "new_full",
+    "new_ones",
+    "new_zeros",
+    "repeat",
+    "repeat_interleave",
+    "reshape",
+    "roll",
+    "split",
+    "tile",
+    "unflatten",
+    "view",
+)
+
+
 @contextmanager
-def unchanged(model: nn.Module, tracer: CaptureTracer) -> Iterator[None]:
+def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
     """Whatever the traced code stores in the model or in objects that it holds, they are afterwards what they were.
 
     Meanwhile ``training`` is a flag, so that its use as an argument can be told from a literal.
@@ -73,7 +94,7 @@ def unchanged(model: nn.Module, tracer: CaptureTracer) -> Iterator[None]:
     try:
         for name, module in model.named_modules():
             if not tracer.is_leaf_module(module, name):
-                object.__setattr__(module, "training", Flag.of(module, name))
+                object.__setattr__(module, "training", Flag.of(module.training, name))
         yield
     finally:
         for now, before in saved:
@@ -100,7 +121,7 @@ def _is_instance(thing: Any, kind: Any, _original: Callable[[Any, Any], bool] = 
     return _original(thing, kind)
 
 
-def _recorded(tracer: CaptureTracer, function: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, or a node in the graph where an argument is a proxy that torch would turn into a number."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -111,7 +132,26 @@ def _recorded(tracer: CaptureTracer, function: Callable[..., Any]) -> Callable[.
     return call
 
 
-def _stand_in(tracer: CaptureTracer, closed: Closed) -> Any:
+def _extremum(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    recorded = _recorded(tracer, function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            return function(*args, **kwargs)
+        # What an iterator would give is not seen from outside.
+        return recorded(list(args[0])) if len(args) == 1 and hasattr(args[0], "__next__") else recorded(*args)
+
+    return call
+
+
+def _scripted(self: Any, *args: Any, _original: Any = torch.jit.ScriptFunction.__call__, **kwargs: Any) -> Any:
+    """A scripted function is traced through the Python code that it was made of."""
+    if hasattr(self, PYTHON) and holds_proxy((args, kwargs)):
+        return getattr(self, PYTHON)(*args, **kwargs)
+    return _original(self, *args, **kwargs)
+
+
+def _stand_in(tracer: Ladder, closed: Closed) -> Any:
     @functools.wraps(closed.function)
     def call(*args: Any, **kwargs: Any) -> Any:
         return tracer.close(closed, args, kwargs)
@@ -121,22 +161,87 @@ def _stand_in(tracer: CaptureTracer, closed: Closed) -> Any:
     return wrapper(call) if wrapper else call
 
 
+def _method(tracer: Ladder, name: str) -> Callable[..., Any]:
+    original = getattr(Tensor, name)
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if tracer.evaluating or not holds_proxy((args, kwargs)):
+            return original(self, *args, **kwargs)
+        if name == "__getitem__":
+            return tracer.create_proxy("call_function", operator.getitem, (self, *args), kwargs)
+        return tracer.create_proxy("call_method", name, (self, *args), kwargs)
+
+    return call
+
+
 @contextmanager
-def patched(tracer: CaptureTracer) -> Iterator[None]:
-    """Functions that turn proxies into numbers, or refuse them, become nodes of the graph instead."""
+def _methods(tracer: Ladder) -> Iterator[None]:
+    """Methods of tensors that are no proxies; they are inherited, so that taking them away restores the originals."""
+    for name in _METHODS:
+        setattr(Tensor, name, _method(tracer, name))
+    try:
+        yield
+    finally:
+        for name in _METHODS:
+            delattr(Tensor, name)
+
+
+@contextmanager
+def _replaced(space: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None]:
+    """Globals with other values; :func:`unittest.mock.patch.dict` would empty them in between."""
+    before = {name: space[name] for name in values if name in space}
+    space.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del space[name]
+        space.update(before)
+
+
+@contextmanager
+def _factories(tracer: fx.Tracer) -> Iterator[None]:
     with ExitStack() as stack:
         for name in _FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, _recorded(tracer, getattr(torch, name))))
-        for name in ("isinstance", "max", "min"):
-            tracer.originals[name] = original = getattr(builtins, name)
-            patch = _is_instance if name == "isinstance" else _recorded(tracer, original)
+        yield
+
+
+class CodeTracer(fx.Tracer):
+    """Traces the code that torch.fx generates for a captured graph: unpickling a graph module does."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy that writes."""
+        return WritingProxy(node, self)
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace the code; what makes numbers of sizes goes into the graph as it came out of it."""
+        numeric = {f.__name__: _recorded(self, f) for f in (int, float, len, round, max, min)}
+        with _replaced(type(root).forward.__globals__, numeric), _factories(self):
+            return super().trace(root, concrete_args)
+
+
+@contextmanager
+def patched(tracer: Ladder) -> Iterator[None]:
+    """Functions that turn proxies into numbers, or refuse them, become nodes of the graph instead."""
+    with ExitStack() as stack:
+        stack.enter_context(_factories(tracer))
+        stack.enter_context(_methods(tracer))
+        for function in (isinstance, max, min):
+            name = function.__name__
+            tracer.originals[name] = function
+            patch = _is_instance if name == "isinstance" else _extremum(tracer, function)
             stack.enter_context(mock.patch.object(builtins, name, patch))
+        stack.enter_context(mock.patch.object(torch.jit.ScriptFunction, "__call__", _scripted))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
-        for closed in tracer.closed:
+        converters = stand_ins(tracer.create_proxy, lambda v: issubclass(type(v), ValueProxy))
+        for space, names in tracer.lessons.converts:
+            stack.enter_context(_replaced(space, {name: converters[name] for name in names}))
+        for closed in tracer.lessons.closed:
             if isinstance(closed.space, dict):
-                change = {closed.name: _stand_in(tracer, closed)}
-                stack.enter_context(mock.patch.dict(closed.space, change))
+                stack.enter_context(_replaced(closed.space, {closed.name: _stand_in(tracer, closed)}))
             else:
                 stack.enter_context(mock.patch.object(closed.space, closed.name, _stand_in(tracer, closed)))
         yield

@@ -9,6 +9,7 @@ on them is not to decide anything that follows (:func:`differences`).
 from __future__ import annotations
 
 __all__ = [
+    "PYTHON",
     "UNKNOWN",
     "Closed",
     "OpaqueCall",
@@ -18,12 +19,12 @@ __all__ = [
     "blank_copy",
     "differences",
     "enclosing",
+    "holds_proxy",
     "map_leaves",
     "probe",
 ]
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType, FunctionType, ModuleType, TracebackType
@@ -35,6 +36,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 META = torch.device("meta")
+PYTHON = "_torchdynamo_inline"
+"""Attribute of a scripted function: the function that it was made of."""
+
+
+class Changes(TypeError):
+    """A call changes lists or dictionaries that it is given: the graph would not see it."""
 
 
 class OpaqueCall(nn.Module):
@@ -57,9 +64,18 @@ class OpaqueCall(nn.Module):
         bound = self._held[0]
         if bound.training is not self.training:
             bound.train(self.training)
-        if not tensors:
-            return bound(*args, **kwargs)
-        return torch.func.functional_call(bound, {f"owner.{k}": v for k, v in tensors.items()}, args, kwargs)
+        before = tree_leaves((args, kwargs))
+        named = {f"owner.{name}": tensor for name, tensor in tensors.items()}
+        result = torch.func.functional_call(bound, named, args, kwargs) if named else bound(*args, **kwargs)
+        after = tree_leaves((args, kwargs))
+        if len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
+            raise Changes("it changes lists or dictionaries that it is given")
+        return result
+
+    def state(self) -> dict[str, int]:
+        """What the owner's attributes are, to see whether a call changes them."""
+        owner = getattr(self._held[0], "owner", None)
+        return {name: id(value) for name, value in vars(owner).items()} if hasattr(owner, "__dict__") else {}
 
 
 class _Bound(nn.Module):
@@ -165,28 +181,30 @@ def _is_ours(frame: FrameType) -> bool:
     return name.startswith((f"{package}/", f"{torchs}/", "<"))
 
 
-def _places(frame: FrameType, frames: Iterable[FrameType]) -> Iterator[Closed]:
+def _places(frame: FrameType, frames: list[FrameType]) -> Iterator[Closed]:
     code = frame.f_code
-    if code.co_argcount:
-        owner = frame.f_locals.get(code.co_varnames[0])
-        for kind in (owner if isinstance(owner, type) else type(owner)).__mro__:
-            for name, value in vars(kind).items():
-                plain = inspect.unwrap(value.__func__) if isinstance(value, classmethod | staticmethod) else value
-                if isinstance(plain, FunctionType) and plain.__code__ is code:
-                    if issubclass(kind, nn.Module) and name in ("forward", "__call__", "__init__"):
-                        return
+    # A static method does not say whose it is: it may be of any object at work.
+    for kind in dict.fromkeys(kind for other in (frame, *frames) for kind in _kinds(other)):
+        for name, value in vars(kind).items():
+            plain = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+            if isinstance(plain, FunctionType) and plain.__code__ is code:
+                if name not in ("forward", "__call__", "__init__"):
                     how = type(value).__name__ if isinstance(value, classmethod | staticmethod) else "method"
                     yield Closed(kind, name, plain, how)
-                    return
-    seen: set[int] = set()
-    for other in (frame, *frames):
-        space = other.f_globals
-        if id(space) in seen:
-            continue
-        seen.add(id(space))
+                return
+    for space in {id(other.f_globals): other.f_globals for other in (frame, *frames)}.values():
         for name, value in space.items():
-            if isinstance(value, FunctionType) and value.__code__ is code:
-                yield Closed(space, name, value, "function")
+            plain = getattr(value, PYTHON, value) if isinstance(value, torch.jit.ScriptFunction) else value
+            if isinstance(plain, FunctionType) and plain.__code__ is code:
+                yield Closed(space, name, plain, "function")
+
+
+def _kinds(frame: FrameType) -> Iterable[type]:
+    """The classes of which a frame may run a method."""
+    if not frame.f_code.co_argcount:
+        return ()
+    owner = frame.f_locals.get(frame.f_code.co_varnames[0])
+    return (owner if isinstance(owner, type) else type(owner)).__mro__
 
 
 # What a call gives ----------------------------------------------------------------------------------------------------
@@ -200,6 +218,8 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 
     def leaf(item: Any) -> Any:
         kind = type(item)  # isinstance may be patched
+        if kind is slice:
+            return slice(*(map_leaves(function, part) for part in (item.start, item.stop, item.step)))
         if kind.__module__ == "builtins" or issubclass(kind, _WHOLE):
             return function(item)
         state = getattr(item, "__dict__", None)
@@ -215,13 +235,20 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     return tree_map(leaf, value)
 
 
+def holds_proxy(value: Any) -> bool:
+    """Whether something nested, plain objects included, holds a value of the graph."""
+    found: list[bool] = []
+    map_leaves(lambda v: found.append(True) if issubclass(type(v), fx.Proxy) else v, value)
+    return bool(found)
+
+
 @dataclass(frozen=True)
 class Probed:
     """What a call gives, with tensors on the meta device.
 
     Attributes:
-        value: What it gives for shapes alone, or for zeros.
-        twin: The same if shapes alone decide it, else what it gives for random numbers, or :data:`UNKNOWN`.
+        value: What it gives for shapes alone; or, of zeros and random numbers, for those for which it gives more.
+        twin: The same if shapes alone decide it, else what it gives for the others, or :data:`UNKNOWN`.
         writes: Whether it writes into a tensor that it is given.
     """
 
@@ -251,7 +278,7 @@ def probe(
         failures: What the call may raise.
 
     Raises:
-        Exception: What the call raised for every attempt; or TypeError if it changes lists that it is given.
+        Exception: What the call raised for every attempt, or what no other numbers can help.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -273,11 +300,23 @@ def probe(
     for fill in (zeros, random):
         try:
             found.append(_run(call, args, kwargs, fill))
+        except _FATAL:
+            raise
         except failures as error:
             problems.append(error)
     if not found:
         raise problems[0]
+    found.sort(key=lambda pair: -_elements(pair[0]))
     return Probed(found[0][0], UNKNOWN if problems else found[1][0], any(writes for _, writes in found))
+
+
+def _elements(value: Any) -> int:
+    sizes: list[int] = []
+    map_leaves(lambda v: sizes.append(v.numel()) if isinstance(v, Tensor) else v, value)
+    return sum(sizes)
+
+
+_FATAL = (Changes, AttributeError, NameError)
 
 
 def _run(
@@ -293,9 +332,6 @@ def _run(
     before = [(leaf, leaf._version if isinstance(leaf, Tensor) else 0) for leaf in tree_leaves(arguments)]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         result = call(arguments[0], arguments[1], fill is not None)
-    after = tree_leaves(arguments)
-    if len(before) != len(after) or any(a is not b for (a, _), b in zip(before, after, strict=True)):
-        raise TypeError("it changes lists or dictionaries that it is given")
     writes = any(isinstance(leaf, Tensor) and leaf._version != version for leaf, version in before)
     return map_leaves(empty, result), writes
 

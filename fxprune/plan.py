@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from fxprune.analysis import Structure
 from fxprune.errors import ArgumentTypeError
 from fxprune.labels import IntArray
 from fxprune.reading import Axis
 from fxprune.recorder import numbers
+from fxprune.relations import relations
 from fxprune.replay import Change, Replay
+from fxprune.structure import Structure
 
 if TYPE_CHECKING:
     from fxprune.dependency import DependencyGraph
@@ -133,7 +134,7 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
         if ((left > 0) & (left < record.lines.shape[1])).any():
             inexact[record.node] = record.text
     return ChannelPlan(
-        layers=_layers(structure, indices),
+        layers=_layers(deps.gm, structure, indices),
         tensors={name: TensorCut(tuple(axes)) for name, axes in cuts.items()},
         changes=dict(replay.changes),
         attributes=dict(replay.attributes),
@@ -145,19 +146,34 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
     )
 
 
-def _layers(structure: Structure, indices: Mapping[Axis, IntArray | None]) -> dict[str, LayerPlan]:
-    found: dict[str, dict[str, tuple[int, IntArray | None]]] = {}
-    for use in structure.recorder.uses:
+def _layers(gm: fx.GraphModule, structure: Structure, indices: Mapping[Axis, IntArray | None]) -> dict[str, LayerPlan]:
+    found: dict[str, dict[str, tuple[tuple[bool, bool, bool], int, IntArray | None]]] = {}
+    for use in relations(structure):
         sides = found.setdefault(use.layer, {})
         side = "inputs" if use.role == "consumer" else "outputs"
-        if side not in sides or use.role == "producer":
-            sides[side] = (len(use.labels), indices.get(use.axis))
+        index = indices.get(use.axis)
+        free = bool((structure.group[structure.unit[numbers(use.labels)]] >= 0).any())
+        rank = (use.role == "producer", index is not None, free)  # of a parameter's dimensions, the one that changes
+        known = sides[side][0] if side in sides else (False, False, False)
+        if side not in sides or rank > known or (rank == known and use.role == "follower"):
+            sides[side] = (rank, len(use.labels), index)
+    called = {str(node.target): node for node in gm.graph.nodes if node.op == "call_module"}
     plans = {}
     for layer, sides in found.items():
-        size_in, inputs = sides.get("inputs", (0, None))
-        size_out, outputs = sides.get("outputs", (0, None))
+        _, size_in, inputs = sides.get("inputs", (None, 0, None))
+        _, size_out, outputs = sides.get("outputs", (None, 0, None))
+        if "inputs" not in sides and layer in called:
+            size_in, inputs = _through(gm.get_submodule(layer), size_out, outputs)
         plans[layer] = LayerPlan(_listed(inputs), _listed(outputs), (size_in, size_out))
     return plans
+
+
+def _through(module: nn.Module, size: int, outputs: IntArray | None) -> tuple[int, IntArray | None]:
+    """The inputs of a layer that no weight reads apart: each makes as many of the outputs; none of an embedding's."""
+    if isinstance(module, nn.Embedding):
+        return 0, None
+    times = max(1, size // int(getattr(module, "in_channels", size)))
+    return size // times, None if outputs is None else outputs[::times] // times
 
 
 def _listed(index: IntArray | None) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.analysis import Structure, resolve
+from fxprune.analysis import resolve
 from fxprune.criteria import Criterion, unit_scores
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, InternalError, NothingToPruneError
@@ -21,6 +21,7 @@ from fxprune.recorder import numbers
 from fxprune.replay import Conflict
 from fxprune.selection import FloatArray, keep_count, select
 from fxprune.settling import replayed
+from fxprune.structure import Structure
 
 _ATTEMPTS = 64
 
@@ -152,7 +153,7 @@ def _permutation(structure: Structure, scores: FloatArray) -> IntArray:
             units = members[structure.kind[members] == kind]
             successor[units] = units[np.argsort(-scores[units], kind="stable")]
     place = np.arange(structure.recorder.count)
-    for labels in (numbers(t) for t in structure.recorder.axes.values()):
+    for labels in (numbers(t) for t in (*structure.recorder.axes.values(), *structure.recorder.fillers)):
         units = structure.unit[labels]
         order = np.argsort(units, kind="stable")
         rank = np.empty_like(order)

@@ -5,7 +5,7 @@ Control flow on sizes resolves with them, while the sizes themselves stay in the
 
 from __future__ import annotations
 
-__all__ = ["WRITERS", "ValueAttribute", "ValueProxy"]
+__all__ = ["WRITERS", "ValueAttribute", "ValueProxy", "WritingProxy"]
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sized
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.conversion import notice
 from fxprune.errors import TraceError
 
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
@@ -21,7 +22,28 @@ WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
 """Operators that write into their first operand."""
 
 
-class ValueProxy(fx.Proxy):
+class WritingProxy(fx.Proxy):
+    """A proxy that takes ``x[i] = y`` and ``x += y`` for the writes that they are."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    """``x += y`` and its like, which write into ``x``: a view of it that was taken before sees the change."""
+    target = getattr(operator, name)
+
+    def method(self: WritingProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in _IN_PLACE:
+    setattr(WritingProxy, f"__{_name}__", _in_place(_name))
+
+
+class ValueProxy(WritingProxy):
     """A proxy that knows the value it would have for the example inputs, tensors being on the meta device."""
 
     @property
@@ -38,9 +60,6 @@ class ValueProxy(fx.Proxy):
         elif isinstance(self.value, torch.device | torch.dtype):
             return getattr(self.value, name)
         return ValueAttribute(self, name)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def dim(self) -> int:
         """The number of dimensions, which no input size changes."""
@@ -67,10 +86,14 @@ class ValueProxy(fx.Proxy):
         return operator.index(self._number())
 
     def __int__(self) -> int:
-        return int(self._number())
+        number = self._number()
+        notice("int", 1)
+        return int(number)
 
     def __float__(self) -> float:
-        return float(self._number())
+        number = self._number()
+        notice("float", 1)
+        return float(number)
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
@@ -92,13 +115,17 @@ class ValueProxy(fx.Proxy):
         twin = self.node.meta.get("twin", self.value)
         if not isinstance(twin, Sized) or len(twin) != len(self.value):
             raise TraceError("the control flow depends on a length that depends on the values of a tensor")
-        return len(self.value)
+        if isinstance(twin, Tensor):
+            notice("len", 1)
+        elif self.node.op == "placeholder":
+            self.node.meta["counted"] = True
+        return len(twin)
 
     def _item(self, key: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def __hash__(self) -> int:
-        return id(self)
+        return hash(self.value) if type(self) is ValueProxy and isinstance(self.value, int) else id(self)
 
     def __iter__(self) -> Iterator[Any]:
         value = self.value
@@ -136,20 +163,6 @@ class ValueProxy(fx.Proxy):
             if isinstance(value, Mapping)
             else ValueAttribute(self, "values")
         )
-
-
-def _in_place(name: str) -> Callable[..., Any]:
-    """``x += y`` and its like, which write into ``x``: a view of it that was taken before sees the change."""
-    target = getattr(operator, name)
-
-    def method(self: ValueProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
-
-
-for _name in _IN_PLACE:
-    setattr(ValueProxy, f"__{_name}__", _in_place(_name))
 
 
 class ValueAttribute(ValueProxy):

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.analysis import Structure
 from fxprune.dependency import ChannelGroup, DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, FrozenLayerError
 from fxprune.labels import IntArray
+from fxprune.structure import Structure
 
 Ratio: TypeAlias = float | Sequence[float] | NDArray[Any] | Mapping[str, float]
 """The fraction of channels to remove: one for all groups, one for each, or by the name of any layer of a group."""

@@ -126,6 +126,7 @@ class Reading(ABC):
         self.node: fx.Node = next(iter(gm.graph.nodes))
         self._runner = MetaRunner(torch.device("cpu"))
         self._modules = dict(gm.named_modules(remove_duplicate=False))
+        self._layers: dict[str, str] = {}
 
     # The pass ---------------------------------------------------------------------------------------------------------
 
@@ -147,9 +148,9 @@ class Reading(ABC):
 
     def _read(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self.unlabelled(
-                node.meta["val"], Reason("the network's input has a fixed number of channels", node.name)
-            )
+            text = "the network's input has a fixed number of channels"
+            why = Reason(text, node.name, f"node '{node.name}'")
+            return self.unlabelled(node.meta["val"], why)
         if node.op == "get_attr":
             name = self.canonical(str(node.target))
             return Labels(self.shape_of(name), (), None, name)
@@ -208,15 +209,24 @@ class Reading(ABC):
         if not _has_tensor(node.meta["val"]):
             return self._number(node, args, kwargs)
         args, kwargs = self.numbers(None, args, kwargs)
-        name = str(getattr(node.target, "__name__", node.target))
-        if node.op == "call_module":
-            module = self._modules[str(node.target)]
-            name = f"{node.target} ({type(module).__name__})"
-            if "opaque" in node.meta:
-                return self.opaque(f"{name} could not be traced: {node.meta['opaque']}", args, kwargs)
-            if nn.utils.parametrize.is_parametrized(module):
-                return self.opaque(f"{name} is parametrized", args, kwargs)
-        return self.opaque(f"operator {name} has no rule", args, kwargs)
+        return self.opaque(self.closed_by(node), args, kwargs)
+
+    def closed_by(self, node: fx.Node) -> str:
+        """Why no rule applies to a call; empty if one does."""
+        if node.op != "call_module":
+            name = str(getattr(node.target, "__name__", node.target))
+            return "" if node.target in RULES else f"operator {name} has no rule"
+        module = self._modules[str(node.target)]
+        name = f"{node.target} ({type(module).__name__})"
+        if "opaque" in node.meta:
+            return f"{name} could not be traced: {node.meta['opaque']}"
+        if self._module_rule(module) is not None:
+            return ""
+        if nn.utils.parametrize.is_parametrized(module):
+            return f"{name} is parametrized"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name} has a forward hook, which may do anything"
+        return f"layer {name} has no rule"
 
     def _number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A Python number, shape or flag: run the call itself on tensors of the shapes being read."""
@@ -248,9 +258,12 @@ class Reading(ABC):
 
     def opaque(self, text: str, args: Any, kwargs: Any) -> Any:
         """The answer for what has no rule: everything that goes in is frozen, what comes out has no labels."""
-        for labels in labels_in((args, kwargs)):
+        found = labels_in((args, kwargs))
+        for labels in found:
             self.freeze_all(labels, text)
-        return self.unlabelled(self.node.meta["val"], self.reason(text))
+        # Where nothing could go any more, what it comes from says why.
+        before = None if any(v.layers for v in found) else next((v.why for v in found if v.why), None)
+        return self.unlabelled(self.node.meta["val"], before or self.reason(text))
 
     def freeze_all(self, labels: Labels, text: str) -> None:
         """Freeze every layer of a value."""
@@ -287,6 +300,25 @@ class Reading(ABC):
         if getattr(module, attribute, None) is None:
             return None
         return self.canonical(f"{self.node.target}.{attribute}")
+
+    def layer_of(self, tensor: str) -> str:
+        """The layer that a parameter belongs to.
+
+        That is its module where the graph calls that, or where it is a layer in all but name: it holds no other layers
+        and no second weight. Elsewhere, as of a block with a scale of its own, it is the parameter by itself.
+        """
+        if tensor not in self._layers:
+            owner = tensor.rpartition(".")[0]
+            self._layers[tensor] = owner if owner and self._is_layer(owner) else tensor
+        return self._layers[tensor]
+
+    def _is_layer(self, owner: str) -> bool:
+        if self.node.op == "call_module" and self.node.target == owner:
+            return True
+        kind = (self.node.meta.get("nn_module_stack") or {}).get(owner, ("", nn.Module))[1]
+        module = self._modules[owner]
+        whole = not module._modules or (kind is not nn.Module and str(kind.__module__).startswith("torch.nn"))
+        return whole and sum(p is not None and p.dim() > 1 for p in module._parameters.values()) < 2
 
     def separate(self, layers: Sequence[tuple[Layer, int]]) -> tuple[Layer, ...]:
         """Of layers that came to vary along one dimension, keep that of the most channels; the others are frozen.
@@ -327,7 +359,7 @@ class Reading(ABC):
         """Labels of a parameter or buffer that is used as a value: one layer for each dimension."""
 
     @abstractmethod
-    def fixed(self, count: int, text: str) -> Tensor:
+    def fixed(self, count: int, why: Reason | str) -> Tensor:
         """Names for channels that stay; shape ``(count,)``."""
 
     @abstractmethod

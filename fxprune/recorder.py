@@ -112,6 +112,7 @@ class Recorder(Reading):
         count: Labels in use; 0 is the label of everything that stays.
         ties, freezes, covers, rects, pieces, in_order: The constraints.
         whole_heads: Further ties, which make one unit of every head of an attention.
+        fillers: The channels that padding adds, each run of them.
         reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
         rearranged: Whether any channels are taken apart, repeated or put into another order.
         axes: The labels along every indexed dimension of a parameter or buffer.
@@ -128,6 +129,7 @@ class Recorder(Reading):
         self.rects: list[Rect] = []
         self.pieces: list[IntArray] = []
         self.in_order: list[IntArray] = []
+        self.fillers: list[Tensor] = []
         self.whole_heads: list[Tie] = []
         self.reads_: list[Read] = []
         self.inexacts: list[Inexact] = []
@@ -215,11 +217,11 @@ class Recorder(Reading):
         self.count += count
         return labels
 
-    def fixed(self, count: int, text: str) -> Tensor:
+    def fixed(self, count: int, why: Reason | str) -> Tensor:
         """Names for channels that stay."""
         labels = self.fresh(count)
         self._note(labels)
-        self.freeze(labels, text)
+        self.freezes.append(Freeze(numbers(labels), why if isinstance(why, Reason) else self.reason(why)))
         return labels
 
     def parameter(self, name: str) -> Labels:
@@ -235,6 +237,7 @@ class Recorder(Reading):
                     self.axes[axis] = self.fresh(size)
                     for grouped in [a for a in self._grouped if (a.tensor, a.dim) == (name, dim)]:
                         self._blocks_alike(grouped)
+                    self._use("follower", self.layer_of(name), axis, self.axes[axis])
                 shape = [1] * tensor.dim()
                 shape[dim] = size
                 layers.append(Layer(self.axes[axis].reshape(shape), (dim,)))
@@ -285,7 +288,7 @@ class Recorder(Reading):
                     deeper.append(origin[names[names < origin.size]])
                 elif run not in seen and (names < len(self.axes[origin])).any():
                     seen.add(run)
-                    self._use(role, origin.tensor.rpartition(".")[0] or origin.tensor, origin, self.axes[origin])
+                    self._use(role, self.layer_of(origin.tensor), origin, self.axes[origin])
             pending = np.concatenate(deeper) if deeper else np.zeros(0, dtype=np.int64)
 
     def _use(self, role: str, layer: str, axis: Axis, labels: Tensor) -> None:
@@ -427,6 +430,7 @@ class Recorder(Reading):
         """Names that nothing holds."""
         labels = self.fresh(count)
         self._note(labels)
+        self.fillers.append(labels)
         return labels
 
     def argument(self, position: int | None, name: str, new: Any, old: Any) -> None:

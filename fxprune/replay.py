@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from fxprune.capture import source_of, value_of
 from fxprune.errors import InternalError
-from fxprune.labels import IntArray, Labels, Layer, Lookup, broadcast, spread
+from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, broadcast, spread
 from fxprune.reading import Axis, Call, Declined, Reading, apart, axis_length, labels_in
 from fxprune.recorder import Moved, Recorder, _lines, numbers
 from fxprune.rules.table import Rule
@@ -185,7 +185,7 @@ class Replay(Reading):
                 layers.append(Layer(self._axis(Axis(name, dim)).reshape(shape), (dim,)))
         return Labels(full, tuple(layers), None, name)
 
-    def fixed(self, count: int, text: str) -> Tensor:
+    def fixed(self, count: int, why: Reason | str) -> Tensor:
         """All of them."""
         labels: Tensor = self._next()
         return labels

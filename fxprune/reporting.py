@@ -6,32 +6,28 @@ __all__ = ["groups_table", "plan_table"]
 
 from collections.abc import Sequence
 
-from fxprune.dependency import ChannelGroup
-from fxprune.explanation import Explainer
+from fxprune.dependency import ChannelGroup, DependencyGraph
 from fxprune.plan import ChannelPlan, LayerPlan
-from fxprune.recorder import numbers
 
 
 def plan_table(plan: ChannelPlan) -> str:
-    """A line for every layer with channels: how many go in and come out before and after, or why it is untouched.
+    """A line for every layer: how many channels go in and come out before and after, or why it is untouched.
 
     Args:
         plan: Any plan.
 
     Returns:
-        Text with one line for each layer, in the order of the data.
+        Text with one line for each layer, in the order of the data; those without channels that could go come last.
     """
-    explainer = Explainer(plan.structure, plan.gm)
+    deps = DependencyGraph.of(plan.gm, plan.structure)
     rows = [("layer", "inputs", "outputs", "note")]
     for name, layer in plan.layers.items():
-        rows.append((name, _change(layer, 0), _change(layer, 1), _note(plan, explainer, name, layer)))
+        rows.append((name, _change(layer, 0), _change(layer, 1), _note(deps, name, layer)))
+    rows += [(name, "", "", reason) for name, reason in deps.untouched.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows
     ]
-    for node in plan.gm.graph.nodes:
-        if "opaque" in node.meta:
-            lines.append(f"{node.target} and all in it: untouched, as it could not be traced: {node.meta['opaque']}")
     if plan.inexact:
         lines.append("")
         lines += [f"inexact: '{node}' is {text}" for node, text in plan.inexact.items()]
@@ -60,15 +56,12 @@ def _change(layer: LayerPlan, side: int) -> str:
     return str(size) if kept is None or len(kept) == size else f"{size} -> {len(kept)}"
 
 
-def _note(plan: ChannelPlan, explainer: Explainer, name: str, layer: LayerPlan) -> str:
-    if layer.outputs is not None:
+def _note(deps: DependencyGraph, name: str, layer: LayerPlan) -> str:
+    if layer.outputs is not None or not layer.size[1]:
         return ""
-    structure = plan.structure
-    for use in structure.recorder.uses:
-        if use.layer == name and use.role != "consumer":
-            labels = numbers(use.labels)
-            held = labels[structure.group[structure.unit[labels]] < 0]
-            if held.size:
-                return str(explainer.path(int(held[0]))[1])
-            return "its group keeps all channels"
-    return ""
+    notes = [reason] if (reason := deps.explainer.held_by(name)) else []
+    groups = [group for group in deps.group_of(name) if group.frozen is None]
+    if groups:
+        alone = all(group.size == 1 for group in groups)
+        notes.append("its channels go together, and one must stay" if alone else "its group keeps all channels")
+    return "; ".join(notes)

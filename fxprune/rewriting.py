@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import TRAINING_FLAG, conform
+from fxprune.capture import TRAINING_FLAG, adopt, conform
 from fxprune.errors import ArgumentError
 from fxprune.labels import IntArray
 from fxprune.plan import TensorCut
@@ -41,6 +41,7 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     root = _targets(gm, model)
     root.update({name: copy.deepcopy(state) for name, state in root.items() if name.endswith(TRAINING_FLAG)})
     over = fx.GraphModule(root, copy.deepcopy(gm.graph), gm.__class__.__name__)
+    adopt(over, model)
     conform(over, model)
     return over
 
@@ -201,6 +202,7 @@ def rebuild(
     graph = copy.deepcopy(gm.graph)
     edit(graph)
     result = fx.GraphModule(root, graph, gm.__class__.__name__)
+    adopt(result, model, lambda value: _copy(value, memo))
     conform(result, model)
     return result
 

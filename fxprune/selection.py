@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from fxprune.analysis import Structure
 from fxprune.labels import IntArray
+from fxprune.structure import Structure
 
 _CLASSES = 64
 """Up to how many classes of a group the nearest sum is searched for, where rounding alone keeps the blocks equal."""

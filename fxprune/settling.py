@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.analysis import Refinement, Structure, resolve
+from fxprune.analysis import resolve
 from fxprune.errors import InternalError
 from fxprune.labels import IntArray
 from fxprune.recorder import Recorder
 from fxprune.replay import Conflict, Replay
 from fxprune.selection import select
+from fxprune.structure import Refinement, Structure
 
 _ATTEMPTS = 64
 

@@ -226,9 +226,16 @@ class MetaRunner:
     @staticmethod
     def _accepts(module: nn.Module, x: Tensor) -> bool:
         """Whether a shape-keeping layer fits its input; if not, running it raises the layer's own error."""
+        check: Callable[[Tensor], None] | None = getattr(module, "_check_input_dim", None)
+        if check is not None:
+            check(x)
         channels = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
         if channels is not None:
             return x.dim() > 1 and x.shape[1] == channels
+        if isinstance(module, nn.PReLU):
+            return module.num_parameters == 1 or (x.dim() > 1 and x.shape[1] == module.num_parameters)
+        if isinstance(module, nn.Softmax) and module.dim is not None:
+            x.size(module.dim)  # on the meta device nothing else says that there is no such dimension
         shape = getattr(module, "normalized_shape", None)
         return shape is None or tuple(x.shape[-len(shape) :]) == tuple(shape)
 

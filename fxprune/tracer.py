@@ -1,15 +1,16 @@
-"""The tracer: torch.fx's own, with a value for every node, a leaf policy and a ladder.
+"""The tracer: torch.fx's own, with a value for every node and a leaf policy.
 
-Which layers are leaves is the leaf policy; everything built of layers is traced through. By the ladder the smallest
-submodule that cannot be traced becomes one opaque node with its reason.
+Which layers are leaves is the leaf policy; everything built of layers is traced through.
 """
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "Again", "CaptureTracer", "value_of"]
+__all__ = ["FAILURES", "CaptureTracer", "twin_of", "user_frame", "value_of"]
 
 import builtins
 import copy
+import functools
+import inspect
 import math
 import os
 import sys
@@ -22,24 +23,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._symbolic_trace import _orig_module_call
 
 from fxprune.arguments import in_order
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
 from fxprune.opaque import (
     UNKNOWN,
-    Closed,
-    OpaqueCall,
-    Probed,
     Rebuilt,
-    Spy,
     differences,
-    enclosing,
     map_leaves,
-    probe,
 )
 from fxprune.proxies import ValueProxy
 from fxprune.shapes import MetaRunner, to_meta
+from fxprune.signature import holds_tensor, is_literal
 from fxprune.training import TRAINING_FLAG, Flag
 
 FAILURES = (
@@ -66,20 +63,6 @@ _CONTAINERS = (
 )
 
 
-class Again(BaseException):
-    """Ends an attempt to trace: the next one is to call a function by way of a stand-in.
-
-    Attributes:
-        places: Where the function is found.
-        reason: Why it cannot be traced.
-    """
-
-    def __init__(self, places: list[Closed], reason: str) -> None:
-        super().__init__(reason)
-        self.places = places
-        self.reason = reason
-
-
 class CaptureTracer(fx.Tracer):
     """The tracer: see the module's docstring.
 
@@ -87,8 +70,6 @@ class CaptureTracer(fx.Tracer):
         model: The model to trace; needed for the names of its tensors.
         example: Values of the placeholders by name.
         device: The model's device.
-        closed: Functions that cannot be traced, with the reason.
-        blank: A copy of the model without memory, for what is closed; None if nothing is.
 
     Attributes:
         originals: Python's own functions that are patched while the user's code runs, by name.
@@ -101,15 +82,11 @@ class CaptureTracer(fx.Tracer):
         model: nn.Module,
         example: Mapping[str, Any],
         device: torch.device,
-        closed: Mapping[Closed, str],
-        blank: nn.Module | None,
     ) -> None:
         super().__init__(autowrap_modules=(math,))
         self.runner = MetaRunner(device)
         self.example = example
         self._modules = dict(model.named_modules(remove_duplicate=False))
-        self.closed = closed
-        self.blank = blank
         self.names: dict[int, str] = {}
         self.tensors: dict[str, Tensor] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -117,8 +94,11 @@ class CaptureTracer(fx.Tracer):
             self.tensors[self.names[id(tensor)]] = tensor
         self.helpers: dict[str, nn.Module] = {}
         self.failure: tuple[str, BaseException] | None = None
+        self.baked: dict[str, Any] = {}
+        self._defaults = False
+        self.refused: fx.Node | None = None
         self._constants: list[Tensor] = []
-        self._evaluating = False
+        self.evaluating = False
         self.originals: dict[str, Any] = {}
         self._varying = False
 
@@ -128,15 +108,48 @@ class CaptureTracer(fx.Tracer):
         """A proxy with a value."""
         return ValueProxy(node, self)
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The inputs, and the forward of the model, with its hooks around it."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        if not (self.root._forward_hooks or self.root._forward_pre_hooks):
+            return function, args
+
+        def hooked(root: nn.Module, *inputs: Any) -> Any:
+            object.__setattr__(root, "forward", functools.partial(function, root))
+            try:
+                return _orig_module_call(root, *inputs)
+            finally:
+                object.__delattr__(root, "forward")
+
+        return hooked, args
+
+    def _proxy_placeholder(self, name: str, concrete_args: Any, sig: inspect.Signature, fn_for_analysis: Any) -> Any:
+        """An argument of the model; one that is no tensor keeps its place, and the graph has its value."""
+        value = self.example[name.lstrip("*")]
+        default: tuple[Any, ...] = ()
+        if not name.startswith("*"):
+            given = sig.parameters[name].default
+            if given is not inspect.Parameter.empty or self._defaults:
+                self._defaults = True
+                default = (None if holds_tensor(value) or not is_literal(value) else value,)
+            if not holds_tensor(value):
+                if is_literal(value):
+                    self.create_proxy("placeholder", name, default, {})
+                    self.baked[name] = value
+                return value
+        return self.create_proxy("placeholder", name, default, {}, type_expr=fn_for_analysis.__annotations__.get(name))
+
     def create_arg(self, a: Any) -> Any:
         """Lower an argument; tensors that belong to no module are kept aside, not hung into the user's model."""
         kind = type(a)
         if issubclass(kind, fx.Proxy):
             return a.node
         if kind is Flag:
-            return self._flag_node(a)
+            return self.flag_node(a)
         if isinstance(a, Tensor):
-            return self._tensor(a).node
+            return self.tensor_node(a).node
         if kind is torch.Size:
             return tuple(self.create_arg(x) for x in a)
         try:
@@ -144,29 +157,31 @@ class CaptureTracer(fx.Tracer):
         except NotImplementedError:
             if not hasattr(a, "__dict__") or isinstance(a, nn.Module | type) or callable(a):
                 raise
-        target = self._add_helper("_object", Rebuilt(kind))
+        target = self.add_helper("_object", Rebuilt(kind))
         made = self.create_proxy("call_module", target, (), dict(vars(a)))
         made.node.meta["opaque"] = f"an object of class {kind.__name__} is made"
         return made.node
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         """Record the call, and find its value."""
-        with self._unpatched():
+        with self.unpatched():
             if kwargs:
                 args, kwargs = self._in_order(kind, target, args, kwargs)
             proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
             node = proxy.node
-            self._evaluating = True  # a layer that runs on meta tensors is not to be traced
+            self.evaluating = True  # a layer that runs on meta tensors is not to be traced
             try:
                 node.meta["val"] = self._evaluate(node, value_of)
                 if self._varying:
-                    self._follow(node)
+                    self._follow_twin(node)
             except FAILURES as error:
-                self._note_failure(self._where(node), error)
+                if self.failure is None:
+                    self.refused = node
+                self.note_failure(self._where(node), error)
                 raise
             finally:
-                self._evaluating = False
-        node.meta["source"] = _user_frame()
+                self.evaluating = False
+        node.meta["source"] = user_frame()
         return proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -178,68 +193,10 @@ class CaptureTracer(fx.Tracer):
                 return base is not nn.Module and (type(m) is base or _keeps_forward(type(m), base))
         return isinstance(m, torch.jit.ScriptModule)
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Trace a submodule; if that fails, take back what it recorded and make it one opaque node."""
-        if self._evaluating:
-            return forward(*args, **kwargs)
-        if self.is_leaf_module(m, ""):
-            return super().call_module(m, forward, args, kwargs)
-        last = next(iter(reversed(self.graph.nodes)))
-        stack, scope = dict(self.module_stack), (self.scope.module_path, self.scope.module_type)
-        path = self.path_of_module(m)
-        try:
-            decomposed = DECOMPOSITIONS.get(type(m))
-            if decomposed is not None:
-                return super().call_module(m, lambda *a, **k: decomposed(m, *a, **k), args, kwargs)
-            return super().call_module(m, forward, args, kwargs)
-        except FAILURES as error:
-            self._note_failure(path, error)
-            self.try_again(error)
-            self._take_back(last)
-            self.module_stack.clear()
-            self.module_stack.update(stack)
-            self.scope.module_path, self.scope.module_type = scope
-            proxy = self._opaque(path, args, kwargs, self._probe_module(m, args, kwargs), self.reason(error))
-            self.failure = None
-            return proxy
-
-    def try_again(self, error: BaseException) -> None:
-        """Give up this attempt if what failed is a function that can be closed.
-
-        Raises:
-            Again: It is.
-        """
-        places = enclosing(error.__traceback__, self.closed)
-        if places:
-            raise Again(places, self.reason(error)) from error
-
-    def close(self, closed: Closed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function that cannot be traced: as one node, if the graph has anything to do with it."""
-        if self._evaluating or not _holds_proxy((args, kwargs)):
-            return closed.function(*args, **kwargs)
-        owner, rest = ((), args) if closed.kind in ("function", "staticmethod") else (args[:1], args[1:])
-        tensors: dict[str, Tensor] = {}
-        path, training = self.scope.module_path, bool(getattr(self.root, "training", False))
-        self._evaluating = True
-        try:
-            if owner and isinstance(owner[0], nn.Module):
-                tensors = {**dict(owner[0].named_parameters()), **dict(owner[0].named_buffers())}
-                path, training = self.path_of_module(owner[0]), bool(owner[0].training)
-                copied: tuple[Any, ...] = (self._blank_copy(owner[0], path),)
-            else:
-                copied = copy.deepcopy(owner)
-            helper = OpaqueCall(closed.function, copied)
-            used, probed = self._probe_call(helper.train(training), tensors, rest, kwargs)
-        finally:
-            self._evaluating = False
-        given = {name: self._tensor(tensors[name]) for name in sorted(used)}
-        target = self._add_helper(f"{path}._opaque" if path else "_opaque", helper)
-        return self._opaque(target, (given, *rest), kwargs, probed, self.closed[closed])
-
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers that the traced code touches become ``get_attr`` nodes."""
-        if isinstance(attr_val, Tensor) and id(attr_val) in self.names and not self._evaluating:
-            return self._tensor(attr_val)
+        if isinstance(attr_val, Tensor) and id(attr_val) in self.names and not self.evaluating:
+            return self.tensor_node(attr_val)
         return attr_val
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -247,12 +204,14 @@ class CaptureTracer(fx.Tracer):
     def _in_order(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if kind != "call_module":
             return in_order(target, args, kwargs)
-        module = self._modules[target]
+        module = self._modules.get(target)
+        if module is None:
+            return args, kwargs
         called, named = in_order(type(module).forward, (module, *args), kwargs)
         return called[1:], named
 
     @contextmanager
-    def _unpatched(self) -> Iterator[None]:
+    def unpatched(self) -> Iterator[None]:
         """Python's own functions, where there is none of the user's code that they could mislead."""
         patches = {name: getattr(builtins, name) for name in self.originals}
         for name, function in self.originals.items():
@@ -263,7 +222,8 @@ class CaptureTracer(fx.Tracer):
             for name, function in patches.items():
                 setattr(builtins, name, function)
 
-    def _tensor(self, tensor: Tensor) -> ValueProxy:
+    def tensor_node(self, tensor: Tensor) -> ValueProxy:
+        """A tensor of the model, or one that belongs to no module, as a value of the graph."""
         name = self.names.get(id(tensor))
         if name is None:
             name = f"_constant_{len(self._constants)}"
@@ -273,101 +233,47 @@ class CaptureTracer(fx.Tracer):
         proxy: ValueProxy = self.create_proxy("get_attr", name, (), {})
         return proxy
 
-    def _flag_node(self, flag: Flag) -> fx.Node:
+    def flag_node(self, flag: Flag) -> fx.Node:
         """The one node that says whether a module is training; it stands behind the inputs."""
-        target = f"{flag.owner}.{TRAINING_FLAG}" if flag.owner else TRAINING_FLAG
-        known = self.graph.find_nodes(op="call_module", target=target)
+        known = self.graph.find_nodes(op="call_module", target=flag.target)
         if known:
             found: fx.Node = known[0]
             return found
         inputs = self.graph.find_nodes(op="placeholder")
         with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
-            node = self.graph.call_module(target)
-        node.meta["val"] = bool(flag)
+            node = self.graph.call_module(flag.target)
+        node.meta["val"] = flag.on
         return node
 
-    def _add_helper(self, stem: str, helper: nn.Module) -> str:
+    def add_helper(self, stem: str, helper: nn.Module) -> str:
+        """Keep a module that the graph calls and the model does not have; gives its name in the graph."""
         target = f"{stem}_{len(self.helpers)}"
         self.helpers[target] = helper
         return target
 
-    def _opaque(self, target: str, args: Any, kwargs: Any, probed: Probed, reason: str) -> ValueProxy:
-        node = self.create_node("call_module", target, self.create_arg(args), self.create_arg(kwargs))
-        node.meta["val"], node.meta["opaque"], node.meta["source"] = probed.value, reason, _user_frame()
-        if probed.writes:
-            node.meta["writes"] = True
-        self._note_differences(node, probed.twin)
-        return ValueProxy(node, self)
-
-    def _blank_copy(self, module: nn.Module, path: str) -> nn.Module:
-        """A copy as it was before tracing, less what the traced code has stored in it meanwhile."""
-        assert self.blank is not None
-        new = copy.deepcopy(self.blank.get_submodule(path))
-        for part, now in zip(new.modules(), module.modules(), strict=True):
-            for name, value in vars(now).items():
-                if name in vars(part) and name not in _REGISTERED and _holds_proxy(value):
-                    delattr(part, name)
-        return new
-
-    def _probe_module(self, module: nn.Module, args: Any, kwargs: Any) -> Probed:
-        copies: list[nn.Module] = []
-
-        def call(args: Any, kwargs: Any, real: bool) -> Any:
-            if not real:
-                return self.runner.module(module, args, kwargs)
-            if not copies:
-                copies.append(copy.deepcopy(module).eval())
-            return copies[0](*args, **kwargs)
-
-        return self._probe(call, args, kwargs)
-
-    def _probe_call(
-        self, helper: OpaqueCall, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
-    ) -> tuple[set[str], Probed]:
-        """What a function gives, and which of its owner's tensors it reads."""
-        used: set[str] = set()
-
-        def call(args: Any, kwargs: Any, real: bool) -> Any:
-            device = self.runner.device if real else torch.device("meta")
-            # Zeros without memory: whatever the function would write into the model's tensors fails.
-            given = {n: torch.zeros((), dtype=t.dtype, device=device).expand(t.shape) for n, t in tensors.items()}
-            with Spy({id(tensor): name for name, tensor in given.items()}) as spy:
-                result = helper(given, *args, **kwargs)
-            used.update(spy.used)
-            return result
-
-        return used, self._probe(call, args, kwargs)
-
-    def _probe(self, call: Callable[[Any, Any, bool], Any], args: Any, kwargs: Any) -> Probed:
-        values = map_leaves(lambda v: v.value if issubclass(type(v), ValueProxy) else v, (args, kwargs))
-        self._evaluating = True
-        try:
-            return probe(call, values[0], values[1], self.runner.device, FAILURES)
-        finally:
-            self._evaluating = False
-
-    def _note_differences(self, node: fx.Node, twin: Any) -> None:
+    def note_differences(self, node: fx.Node, twin: Any) -> None:
+        """Note what of a node's value is not to decide anything, by another value that it could have."""
         varies = differences(node.meta["val"], twin)
         if varies:
             self._varying = True
             node.meta["varies"], node.meta["twin"] = varies, twin
 
-    def _follow(self, node: fx.Node) -> None:
+    def _follow_twin(self, node: fx.Node) -> None:
         """See whether what depends on numbers behind an opaque call decides the value of a node."""
         sources = [n for n in node.all_input_nodes if "varies" in n.meta]
         if not sources:
             return
         try:
-            twin = self._evaluate(node, lambda n: n.meta.get("twin", n.meta.get("val")))
+            twin = self._evaluate(node, twin_of)
         except FAILURES:
             twin = UNKNOWN
         if isinstance(node.meta["val"], int | float) and any(isinstance(n.meta["val"], int | float) for n in sources):
             twin = UNKNOWN  # a comparison may come out the same, and need not
-        self._note_differences(node, twin)
+        self.note_differences(node, twin)
 
     def _evaluate(self, node: fx.Node, of: Callable[[fx.Node], Any]) -> Any:
         if node.op == "placeholder":
-            return to_meta(self.example[self._argument(str(node.target))])
+            return to_meta(self.example[str(node.target).lstrip("*")])
         if node.op == "get_attr":
             return self.runner.attribute(self.tensors[str(node.target)])
         if node.op == "output":
@@ -386,10 +292,29 @@ class CaptureTracer(fx.Tracer):
             return self.runner.get(args[0], str(args[1]))
         return self.runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
 
-    def _argument(self, target: str) -> str:
-        """The argument that a placeholder stands for; torch.fx numbers those that it bakes in."""
-        name = target.lstrip("*")
-        return name if name in self.example else name.rpartition("_")[0]
+    def own_error(self) -> BaseException | None:
+        """What the call that failed on the meta device raises on numbers: the model's own words."""
+        node = self.refused
+        if node is None or self.runner.device.type == "meta":
+            return None
+        values = fx.node.map_arg((node.args, node.kwargs), value_of)
+        args, kwargs = map_leaves(self._zeros, values)
+        try:
+            with torch.no_grad():
+                if node.op == "call_module":
+                    copy.deepcopy(self.root.get_submodule(str(node.target)))(*args, **kwargs)
+                elif node.op == "call_method":
+                    getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                elif node.op == "call_function":
+                    node.target(*args, **kwargs)  # type: ignore[operator]
+        except FAILURES as error:
+            return error
+        return None
+
+    def _zeros(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.zeros(value.shape, dtype=value.dtype, device=self.runner.device)
 
     def _where(self, node: fx.Node) -> str:
         path = self.scope.module_path or "the model itself"
@@ -397,7 +322,8 @@ class CaptureTracer(fx.Tracer):
         inputs = f" with inputs of shape {', '.join(map(str, shapes))}" if shapes else ""
         return f"{path} ({node.op} {getattr(node.target, '__name__', node.target)}{inputs})"
 
-    def _note_failure(self, where: str, error: BaseException) -> None:
+    def note_failure(self, where: str, error: BaseException) -> None:
+        """Keep the first failure: the others followed from it."""
         if self.failure is None:
             self.failure = (where, error)
 
@@ -406,20 +332,30 @@ class CaptureTracer(fx.Tracer):
         reason = self.failure[1] if self.failure else error
         return f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
 
-    def _take_back(self, last: fx.Node) -> None:
-        while (node := next(iter(reversed(self.graph.nodes)))) is not last:
+    def nodes_after(self, last: fx.Node) -> list[fx.Node]:
+        """What was recorded since a node was the last; nodes of modes belong to all."""
+        found = []
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            if not str(node.target).endswith(TRAINING_FLAG):
+                found.append(node)
+        return found[::-1]
+
+    def take_back(self, last: fx.Node) -> None:
+        """Forget what was recorded since a node was the last."""
+        for node in reversed(self.nodes_after(last)):
             self.graph.erase_node(node)
-
-
-def _holds_proxy(value: Any) -> bool:
-    found: list[bool] = []
-    map_leaves(lambda v: found.append(True) if issubclass(type(v), fx.Proxy) else v, value)
-    return bool(found)
 
 
 def value_of(node: fx.Node) -> Any:
     """The value of a traced node for the example inputs; tensors are on the meta device."""
     return node.meta["val"]
+
+
+def twin_of(node: fx.Node) -> Any:
+    """Another value that a traced node could have, if it depends on more than shapes; else the same one."""
+    return node.meta.get("twin", node.meta.get("val"))
 
 
 def _keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
@@ -437,7 +373,8 @@ def _shown(file: str) -> str:
     return "" if file.startswith((*_OURS, "<")) else "/".join(Path(file).parts[-2:])
 
 
-def _user_frame() -> str:
+def user_frame() -> str:
+    """Where the traced code is, as ``folder/file:line``."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = _shown(frame.f_code.co_filename)

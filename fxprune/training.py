@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TRAINING_FLAG", "Flag", "TrainingState"]
+__all__ = ["TRAINING_FLAG", "Flag", "TrainingState", "mode_of"]
 
 from torch import nn
 
@@ -22,10 +22,32 @@ class Flag(int):
     """Stands for ``module.training`` during tracing, so that its use as an argument can be told from a literal."""
 
     owner: str
+    decided = False
+    """Whether the code has taken a decision by it."""
 
     @classmethod
-    def of(cls, module: nn.Module, name: str) -> Flag:
+    def of(cls, training: bool, owner: str) -> Flag:
         """The flag of a module with that name."""
-        flag = cls(module.training)
-        flag.owner = name
+        flag = cls(training)
+        flag.owner = owner
         return flag
+
+    @property
+    def target(self) -> str:
+        """Name of the submodule that carries it."""
+        return f"{self.owner}.{TRAINING_FLAG}" if self.owner else TRAINING_FLAG
+
+    @property
+    def on(self) -> bool:
+        """Its value; asking for it is no decision."""
+        return int.__bool__(self)
+
+    def __bool__(self) -> bool:
+        self.decided = True
+        return int.__bool__(self)
+
+
+def mode_of(module: nn.Module) -> bool:
+    """Whether a module is in training mode; asking for it is no decision."""
+    mode = module.training
+    return mode.on if isinstance(mode, Flag) else bool(mode)

@@ -32,12 +32,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
-from fxprune.analysis import Refinement, Structure, read, resolve
+from fxprune.analysis import read, resolve
 from fxprune.capture import trace
 from fxprune.dependency import ChannelGroup, DependencyGraph
 from fxprune.models import VGG, randomize
 from fxprune.plan import ChannelPlan
 from fxprune.planning import plan_channels
+from fxprune.structure import Refinement, Structure
 from fxprune.verification import Proof, verify
 
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from networks import Net, frozen, images, prove, sizes, structure
 from torch import nn
 
-from fxprune.analysis import Refinement, Structure, resolve
+from fxprune.analysis import resolve
 from fxprune.capture import trace
 from fxprune.dependency import DependencyGraph
 from fxprune.models import ZOO, example_inputs
 from fxprune.recorder import Freeze, Recorder, Tie, numbers
+from fxprune.structure import Refinement, Structure
 
 GROUPS: dict[str, dict[str, int]] = {
     # A 1x1 convolution, a 3x3 one, and what they are added to.

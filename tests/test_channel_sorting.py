@@ -91,12 +91,7 @@ def test_the_original_is_unchanged(name: str) -> None:
     assert all(torch.equal(value, fresh[key]) for key, value in doubles(name)[0].state_dict().items())
 
 
-UNSORTED = pytest.mark.xfail(strict=True, reason="padding keeps its place, so what meets it stays unsorted")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNSORTED if name == "padded_shortcut" else ()) for name in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_interchangeable_units_come_out_in_descending_order(name: str) -> None:
     deps = DependencyGraph(sorted_by(name, "input-l2"))
     refined = plan_sorting(deps, "first").structure  # with the classes within which units may change places

@@ -7,8 +7,6 @@ import torch
 from torch import nn
 
 from fxprune.cli import main
-from fxprune.errors import ArgumentError, UnknownNameError
-from fxprune.loading import load_model
 
 
 def tiny() -> nn.Module:
@@ -41,12 +39,17 @@ def test_prune_accounts_for_every_layer(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     file = tmp_path / "small.pt"
     assert run("prune", "test_commands:tiny", "--ratio", "0.5", "--input-size", "3x16x16", "--out", str(file)) == 0
-    text = capsys.readouterr().out
+    printed = capsys.readouterr()
+    text = printed.out
+    assert not printed.err
     rows = {line.split("  ")[0]: line for line in text.splitlines() if "  " in line}
     assert "8 -> 4" in rows["0"]
     assert "8 -> 4" in rows["3"]
     assert "output of the network" in rows["3"]
+    assert "inputs: 1x3x16x16" in text
     assert "exact" in text
+    assert run("prune", "test_commands:tiny", "--input-size", "3x16x16", "--out", str(tmp_path / "no" / "x.pt")) == 2
+    assert "cannot be written" in capsys.readouterr().err
     small = torch.load(file, weights_only=False)
     assert small(torch.zeros(2, 3, 16, 16)).shape == (2, 4, 12, 12)
 
@@ -58,9 +61,20 @@ def test_errors_are_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[st
     assert "3xlarge" in capsys.readouterr().err
 
 
-def test_models_by_name() -> None:
-    assert type(load_model("resnet18")).__name__ == "ResNet"
-    with pytest.raises(UnknownNameError, match=r"no model 'no\.such:thing'"):
-        load_model("no.such:thing")
-    with pytest.raises(ArgumentError, match="must give an nn"):
-        load_model("torch:get_num_threads")
+def test_heads_are_whole_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("explain", "vit_tiny_patch16_224", "blocks.0.attn.qkv")
+    assert run(*arguments) == 0
+    assert "(384 removable units)" in capsys.readouterr().out
+    assert run(*arguments, "--heads") == 0
+    assert "(3 removable units)" in capsys.readouterr().out
+
+
+def test_help_says_what_each_option_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, options in (
+        ("explain", ("--input-size", "--heads")),
+        ("prune", ("--ratio", "--input-size", "--criterion", "--heads", "--out")),
+    ):
+        assert run(command, "--help") == 0
+        text = capsys.readouterr().out
+        for option in options:
+            assert option in text

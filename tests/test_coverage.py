@@ -39,11 +39,11 @@ class Small(nn.Module):
         return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
 
 
-class Sorting(Small):
-    """Channels that are sorted have no place of their own, so they stay."""
+class Renormed(Small):
+    """Channels under an operator that has no rule stay."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.sort(self.second(torch.relu(self.first(x))), dim=1)[0])
+        return self.last(torch.renorm(self.second(torch.relu(self.first(x))), 2, 1, 1.0))
 
 
 class Wrong(Small):
@@ -93,10 +93,10 @@ def test_a_small_network_is_measured(coverage: ModuleType) -> None:
 
 
 def test_frozen_channels_and_a_poor_reduction_are_reported(coverage: ModuleType) -> None:
-    row = coverage.measure(_network(coverage, Sorting))
+    row = coverage.measure(_network(coverage, Renormed))
     assert row.frozen == 32
     assert sum(row.reasons.values()) == 32
-    assert list(row.reasons) == ["operator sort has no rule"]
+    assert list(row.reasons) == ["operator renorm has no rule"]
     assert any(problem.startswith("the MACs fall by ") for problem in row.problems)
 
 

@@ -279,10 +279,6 @@ def test_kept_units_and_labels_agree() -> None:
     assert int((~plan.kept).sum()) == 3
 
 
-# What is known not to hold yet ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(strict=True, reason="a follower's inputs are not in the plan, though they are those of its outputs")
 @pytest.mark.parametrize("layer", ["depthwise", "norm"])
 def test_inputs_that_change_are_not_none(layer: str) -> None:
     """None is documented to mean that all stay as they are, and a size of 0 that there are none."""
@@ -290,7 +286,6 @@ def test_inputs_that_change_are_not_none(layer: str) -> None:
     assert plan.layers[layer] == LayerPlan((1, 3, 4), (1, 3, 4), (6, 6))
 
 
-@pytest.mark.xfail(strict=True, reason="a layer is a module, though a module may own several weights")
 def test_two_weights_of_one_module_are_told_apart() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

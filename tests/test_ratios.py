@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from networks import kept, unchanged, vgg, widths
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fxprune import planning, settling
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import (
     ArgumentError,
@@ -25,6 +27,10 @@ from fxprune.errors import (
 )
 from fxprune.models import randomize
 from fxprune.planning import plan_channels
+from fxprune.reading import Axis
+from fxprune.recorder import numbers
+from fxprune.replay import Conflict, Replay
+from fxprune.structure import Structure
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 
@@ -90,7 +96,7 @@ def test_errors_are_what_python_users_expect() -> None:
 
 
 def test_a_ratio_for_a_frozen_layer_gives_the_reason_and_its_place() -> None:
-    class Sorted(nn.Module):
+    class Transformed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv1 = nn.Conv2d(3, 8, 1)
@@ -98,10 +104,12 @@ def test_a_ratio_for_a_frozen_layer_gives_the_reason_and_its_place() -> None:
             self.conv3 = nn.Conv2d(4, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv3(self.conv2(self.conv1(x).sort(1)[0]))
+            return self.conv3(self.conv2(torch.fft.fft(self.conv1(x), dim=1).real))
 
-    deps = DependencyGraph.from_model(Sorted(), IMAGE)
-    with pytest.raises(FrozenLayerError, match=r"operator sort has no rule \(node 'sort' at .*test_ratios\.py:\d+\)"):
+    deps = DependencyGraph.from_model(Transformed(), IMAGE)
+    with pytest.raises(
+        FrozenLayerError, match=r"operator fft_fft has no rule \(node 'fft_fft' at .*test_ratios\.py:\d+\)"
+    ):
         plan_channels(deps, {"conv1": 0.5})
     assert kept(plan_channels(deps, {"conv1": 0, "conv2": 0.5}), "conv2") == 2
 
@@ -114,14 +122,14 @@ def test_a_network_with_nothing_to_prune_lists_the_reasons() -> None:
             self.conv2 = nn.Conv2d(8, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv2(F.relu(self.conv1(x)).sort(1)[0])
+            return self.conv2(torch.fft.fft(F.relu(self.conv1(x)), dim=1).real)
 
     with pytest.raises(NothingToPruneError) as caught:
         plan_channels(DependencyGraph.from_model(Stuck(), IMAGE), 0.5)
     text = str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert text.splitlines()[0] == "nothing in the network can be pruned:"
-    assert any("'conv1'" in line and "sort has no rule" in line for line in text.splitlines())
+    assert any("'conv1'" in line and "fft_fft has no rule" in line for line in text.splitlines())
     assert any("'conv2'" in line and "output" in line for line in text.splitlines())
 
 
@@ -135,28 +143,38 @@ def test_excluding_everything_is_nothing_to_prune() -> None:
         plan_channels(vgg()[1], 0.5, exclude=[f"backbone.conv{i}" for i in range(8)])
 
 
-class Slices(nn.Module):
-    """A slice across what was rolled, taken twice: only the second reading finds that nothing fits."""
+class Chain(nn.Module):
+    """Two layers, of which the second is the output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a = nn.Conv2d(3, 12, 1)
-        self.b = nn.Conv2d(34, 4, 1)
-        self.c = nn.Conv2d(12, 4, 1)
+        self.b = nn.Conv2d(12, 4, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.a(x)
-        z = torch.cat([y.roll(7, 1), y], 1)[:, 3:20]
-        return self.b(torch.cat([z, z], 1)), self.c(y)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)))
 
 
-@pytest.mark.parametrize("ratio", [0.5, {"a": 0.5}, [0.5]])
-def test_a_plan_that_can_remove_nothing_is_an_error(ratio: Any) -> None:
-    with pytest.raises(NothingToPruneError) as caught:
-        plan_channels(DependencyGraph.from_model(randomize(Slices()), IMAGE), ratio)
-    text = str(caught.value)
-    assert "node 'getitem' at tests/test_ratios.py" in text
-    assert "'a': its channels all go together, and one must stay" in text
+@pytest.mark.parametrize(
+    ("ratio", "error"), [(0.5, NothingToPruneError), ([0.5], FrozenLayerError), ({"a": 0.5}, FrozenLayerError)]
+)
+def test_what_the_second_reading_refuses_is_an_error(
+    ratio: Any, error: type[FxpruneError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may refuse every choice, so that nothing of what was asked for can go, only once there is a plan."""
+    deps = DependencyGraph.from_model(randomize(Chain()), IMAGE)
+
+    def refuse(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_]) -> Replay:
+        if kept.all():
+            return settling.replayed(gm, structure, kept)
+        labels = numbers(structure.recorder.axes[Axis("a.weight", 0)])
+        raise Conflict(labels, "relu", "channels do not line up at node 'relu'")
+
+    monkeypatch.setattr(planning, "replayed", refuse)
+    with pytest.raises(error) as caught:
+        plan_channels(deps, ratio)
+    assert "'a'" in str(caught.value)
+    assert "does not fit: channels do not line up at node 'relu'" in str(caught.value)
 
 
 def test_channels_that_are_all_one_unit_are_nothing_to_prune() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from fxprune.capture import trace
 from fxprune.labels import Labels, Layer, Reason
 from fxprune.recorder import Recorder
-from fxprune.rules.algebra import axis, broadcast_shape, contract, layer_name, meet, only_axis, place, sum_over
+from fxprune.rules.algebra import axis, broadcast_shape, contract, meet, only_axis, place, sum_over
 
 NAMES = "abcde"
 
@@ -223,8 +223,6 @@ def test_what_a_layer_slides_over_stays() -> None:
 
 
 def test_small_things() -> None:
-    assert layer_name("block.conv.weight") == "block.conv"
-    assert layer_name("scale") == "scale"
     assert broadcast_shape((2, 1, 3), (4, 1)) == (2, 4, 3)
     layer = place(torch.arange(5), 1, 3)
     assert (layer.tensor.shape, layer.dims) == ((1, 5, 1), (1,))

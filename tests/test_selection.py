@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from networks import Net, images, structure
 from torch import nn
 
-from fxprune.analysis import Refinement, Structure, resolve
+from fxprune.analysis import resolve
 from fxprune.recorder import numbers
 from fxprune.selection import class_counts, keep_count, select
+from fxprune.structure import Refinement, Structure
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

@@ -31,6 +31,7 @@ NAMES = sorted(ZOO)
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LIMIT = 1e-10
 INEXACT = {"channel_norm", "convnext", "global_response", "group_norm", "mlp_mixer", "multihead_attention"}
+INEXACT |= {"efficient_channel_attention"}
 INEXACT |= {"spatial_attention", "standardized_layer", "vision_transformer", "weight_standardized"}
 """Networks with a norm, a softmax or a statistic over channels that can be removed."""
 

@@ -7,7 +7,6 @@ __all__ = [
     "broadcast_shape",
     "contract",
     "join",
-    "layer_name",
     "meet",
     "only_axis",
     "pad",
@@ -27,11 +26,6 @@ from fxprune.labels import Labels, Layer, first_per_line
 from fxprune.reading import Reading
 
 
-def layer_name(tensor: str) -> str:
-    """The layer that a parameter belongs to: its module, or the parameter itself if the root owns it."""
-    return tensor.rpartition(".")[0] or tensor
-
-
 def place(labels: Tensor, dim: int, rank: int) -> Layer:
     """A layer of ``rank`` dimensions that varies along ``dim`` alone."""
     shape = [1] * rank
@@ -47,7 +41,7 @@ def axis(ctx: Reading, value: Labels, dim: int, text: str = "its channels are fi
     dim %= len(value.full)
     layers = value.on([dim])
     if not layers:
-        return ctx.fixed(value.full[dim], value.why.text if value.why else text)
+        return ctx.fixed(value.full[dim], value.why or text)
     layer = layers[0]  # layers never share a dimension
     line = first_per_line(layer, dim)
     if len(layer.dims) > 1:
@@ -310,8 +304,8 @@ def _one_layer(ctx: Reading, value: Labels, dims: Sequence[int]) -> Layer:
     if layers:
         return layers[0]
     shape = [s if d in dims else 1 for d, s in enumerate(value.full)]
-    text = value.why.text if value.why else "it is joined to channels that stay"
-    return Layer(ctx.fixed(math.prod(shape), text).reshape(shape), tuple(dims))
+    why = value.why or "it is joined to channels that stay"
+    return Layer(ctx.fixed(math.prod(shape), why).reshape(shape), tuple(dims))
 
 
 def pad(ctx: Reading, value: Labels, amounts: Sequence[int], mode: str) -> Labels:

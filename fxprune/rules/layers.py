@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.labels import Labels, Layer
 from fxprune.reading import Axis, Declined, Reading
-from fxprune.rules.algebra import axis, contract, layer_name, meet, only_axis, place
+from fxprune.rules.algebra import axis, contract, meet, only_axis, place
 from fxprune.rules.table import rule
 
 
@@ -31,7 +31,7 @@ def _add_bias(ctx: Reading, bias: Labels | None, out: Tensor) -> None:
     if bias is None:
         return
     if bias.parameter:
-        ctx.consume(Axis(bias.parameter, 0), layer_name(bias.parameter), out, "follower")
+        ctx.consume(Axis(bias.parameter, 0), ctx.layer_of(bias.parameter), out, "follower")
     else:
         ctx.tie(axis(ctx, bias, 0), out)
 
@@ -46,9 +46,9 @@ def _depthwise(ctx: Reading, line: Tensor, weight: Labels, groups: int, multipli
     name = weight.parameter
     assert name is not None
     if multiplier == 1:
-        ctx.consume(Axis(name, out_dim), layer_name(name), line, "follower")
+        ctx.consume(Axis(name, out_dim), ctx.layer_of(name), line, "follower")
         return line
-    out = ctx.produce(Axis(name, out_dim), layer_name(name))
+    out = ctx.produce(Axis(name, out_dim), ctx.layer_of(name))
     ctx.tie(line[:, None].expand(-1, multiplier), out.reshape(-1, multiplier))
     return out
 
@@ -56,7 +56,7 @@ def _depthwise(ctx: Reading, line: Tensor, weight: Labels, groups: int, multipli
 def _grouped(ctx: Reading, line: Tensor, weight: Labels, groups: int, in_axis: Axis, out_axis: Axis) -> Tensor:
     """Every block of inputs feeds its own block of outputs, and all blocks keep equally many of both."""
     assert weight.parameter is not None
-    layer = layer_name(weight.parameter)
+    layer = ctx.layer_of(weight.parameter)
     ctx.consume(in_axis, layer, line, "consumer")
     out = ctx.produce(out_axis, layer)
     if groups > 1:
@@ -206,7 +206,7 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
         return out if bias is None else meet(ctx, [out, ctx.labelled(bias)], full)
     line, kept = only_axis(ctx, x, last, range(last), "")
     ctx.reads(0, x, x.on([last]))
-    layer = layer_name(weight.parameter)
+    layer = ctx.layer_of(weight.parameter)
     ctx.consume(Axis(weight.parameter, 1), layer, line, "consumer")
     out_line = ctx.produce(Axis(weight.parameter, 0), layer)
     _add_bias(ctx, bias, out_line)
@@ -225,7 +225,7 @@ def _embed(ctx: Reading, x: Labels, weight: Labels) -> Labels:
     if weight.parameter is None:
         raise Declined("an embedding with a computed weight has no rule")
     ctx.freeze_all(ctx.labelled(x), "it holds indices")
-    out = ctx.produce(Axis(weight.parameter, 1), layer_name(weight.parameter))
+    out = ctx.produce(Axis(weight.parameter, 1), ctx.layer_of(weight.parameter))
     ctx.attribute("embedding_dim", out)
     full = ctx.output_shape()
     return Labels(full, _made(out, weight.full[1], len(full) - 1, len(full)))
@@ -252,7 +252,7 @@ def functional_linear(ctx: Reading, input: Labels, weight: Labels, bias: Labels 
 def _bilinear(ctx: Reading, a: Labels, b: Labels, weight: Labels, bias: Labels | None) -> Labels:
     if weight.parameter is None:
         raise Declined("a bilinear layer with a computed weight has no rule")
-    full, layer = ctx.output_shape(), layer_name(weight.parameter)
+    full, layer = ctx.output_shape(), ctx.layer_of(weight.parameter)
     last = len(full) - 1
     kept: list[list[Layer]] = []
     for position, x in enumerate((ctx.labelled(a), ctx.labelled(b))):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.labels import Labels
 from fxprune.reading import Axis, Reading
-from fxprune.rules.algebra import axis, layer_name, meet, place, sum_of_powers
+from fxprune.rules.algebra import axis, meet, place, sum_of_powers
 from fxprune.rules.table import rule
 
 _NAMES = ("weight", "bias", "running_mean", "running_var")
@@ -34,7 +34,7 @@ def _follow(ctx: Reading, tensors: Sequence[Labels | None], line: Tensor) -> Non
         if tensor is None:
             continue
         if tensor.parameter:
-            ctx.consume(Axis(tensor.parameter, 0), layer_name(tensor.parameter), line, "follower")
+            ctx.consume(Axis(tensor.parameter, 0), ctx.layer_of(tensor.parameter), line, "follower")
         else:
             ctx.tie(axis(ctx, tensor, 0), line)
 

@@ -1,0 +1,148 @@
+"""What the constraints come to: units, the classes in which they can stand in for one another, and groups."""
+
+from __future__ import annotations
+
+__all__ = ["Classes", "Refinement", "Structure"]
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.labels import IntArray, Reason
+from fxprune.recorder import Freeze, Recorder, Tie
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the second reading asked for on top of the first's constraints; it only grows.
+
+    Attributes:
+        pieces: Units of one group are peers only if they stand in the same pieces of every split.
+        order: Units whose order matters to an operator have no peers.
+        ties: Further ties.
+        freezes: Further freezes.
+    """
+
+    pieces: bool = False
+    order: bool = False
+    ties: tuple[Tie, ...] = ()
+    freezes: tuple[Freeze, ...] = ()
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of one group.
+
+    Attributes:
+        units: The units of each class.
+        balance: Equations over the classes, shape ``(equations, classes)``: counts that leave all blocks of every
+            constraint equal give 0.
+    """
+
+    units: tuple[IntArray, ...]
+    balance: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Units, classes and groups.
+
+    Attributes:
+        recorder: The first reading.
+        refinement: What was added to it.
+        unit: The unit of each label; unit 0 is never removed.
+        units: How many units there are.
+        group: The group of each unit, or -1 for a unit that no ratio applies to.
+        groups: How many groups there are, in the order of their first producer.
+        kind: The class of each unit: units of one class can stand in for one another.
+        rects: Unit by block and position of every rectangular constraint that matters; shape ``(blocks, size)``.
+        derived: Ties and freezes that follow from the others and from what must stay rectangular.
+    """
+
+    recorder: Recorder
+    refinement: Refinement
+    unit: IntArray
+    units: int
+    group: IntArray
+    groups: int
+    kind: IntArray
+    rects: tuple[IntArray, ...]
+    derived: tuple[Tie | Freeze, ...]
+    members: tuple[IntArray, ...] = field(default=())
+    _classes: dict[int, Classes] = field(default_factory=dict, repr=False)
+
+    def alive(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether each label is kept, given whether each unit is."""
+        return kept[self.unit]
+
+    @cached_property
+    def pieces(self) -> dict[int, list[IntArray]]:
+        """By class, sets of its units of which one must stay: the channels of tensors that are parts of others."""
+        sizes = np.bincount(self.kind)
+        known: set[bytes] = set()
+        found: dict[int, list[IntArray]] = {}
+        for piece in self.recorder.pieces:
+            units = self.unit[piece]
+            kind = self.kind[units[0]]
+            if self.group[units[0]] < 0 or (self.kind[units] != kind).any():
+                continue
+            units = np.unique(units)
+            if len(units) < sizes[kind] and units.tobytes() not in known:  # of a whole class, one stays anyway
+                known.add(units.tobytes())
+                found.setdefault(int(kind), []).append(units)
+        return found
+
+    def classes(self, group: int) -> Classes:
+        """The classes of a group."""
+        if group not in self._classes:
+            members = self.members[group]
+            kinds, index = np.unique(self.kind[members], return_inverse=True)
+            if len(kinds) == 1:
+                self._classes[group] = Classes((members,), np.zeros((0, 1)))
+            else:
+                units = tuple(members[index == number] for number in range(len(kinds)))
+                self._classes[group] = Classes(units, _balance(self, kinds, np.bincount(index), group))
+        return self._classes[group]
+
+    def escalate(self, labels: IntArray, node: str, place: str) -> Refinement:
+        """Answer a conflict: first tell pieces apart, then give up choices of single blocks, then freeze."""
+        refinement = self.refinement
+        if not refinement.pieces:
+            return replace(refinement, pieces=True)
+        units = np.unique(self.unit[labels])
+        units = units[units > 0]
+        touched = [rect for rect in self.rects if np.isin(rect, units).any()]
+        ties = tuple(
+            Tie(self._label_of(np.broadcast_to(rect[:1], rect.shape)), self._label_of(rect), node) for rect in touched
+        )
+        if ties:
+            return replace(refinement, ties=(*refinement.ties, *ties))
+        reason = Reason(f"what would be left of its channels does not fit: {place}", node)
+        if not units.size:  # all of them stay already: what they stand for must, too
+            behind = [
+                cover.child.reshape(-1)
+                for cover in self.recorder.covers
+                if cover.parent is not None and np.isin(cover.parent, labels).any()
+            ]
+            labels = np.concatenate(behind) if behind else np.arange(1, self.recorder.count)
+        return replace(refinement, freezes=(*refinement.freezes, Freeze(labels, reason)))
+
+    def _label_of(self, units: IntArray) -> IntArray:
+        label = np.zeros(self.units, dtype=np.int64)
+        label[self.unit[::-1]] = np.arange(len(self.unit))[::-1]
+        return label[units].reshape(-1)
+
+
+def _balance(structure: Structure, kinds: IntArray, sizes: IntArray, group: int) -> NDArray[np.float64]:
+    """One row for each block but the first: its share of every class, less that of the first."""
+    rows: list[NDArray[np.float64]] = [np.zeros((0, len(kinds)))]
+    for blocks in structure.rects:
+        inside = structure.group[blocks] == group
+        if not inside.any():
+            continue
+        position = np.searchsorted(kinds, structure.kind[blocks]) + len(kinds) * np.arange(len(blocks))[:, None]
+        share = np.bincount(position[inside], minlength=len(blocks) * len(kinds)).reshape(len(blocks), -1)
+        rows.append((share[1:] - share[:1]) / sizes)
+    return np.concatenate(rows)
