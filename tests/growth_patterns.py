@@ -85,7 +85,10 @@ def unpooling(g: Grower) -> None:
     if g.shape(x)[2] % 2 or g.shape(x)[3] % 2:
         raise Unfit
     y, i = f"y{len(g.lines)}", f"i{len(g.lines)}"
-    g.run(f"{y}, {i} = {g.pick((f'F.max_pool2d({x}, 2, return_indices=True)', f'F.max_pool2d_with_indices({x}, 2)'))}")
+    # A slope, so that rounding never decides which of several equal positions is the largest.
+    _, _, h, w = g.shape(x)
+    g.run(f"{i} = {x} + torch.linspace(0, 1, {h * w}, dtype={x}.dtype).view({h}, {w})")
+    g.run(f"{y}, {i} = {g.pick((f'F.max_pool2d({i}, 2, return_indices=True)', f'F.max_pool2d_with_indices({i}, 2)'))}")
     inner = g.pick((f"{y}.relu()", f"{g.layer(f'nn.Conv2d({g.shape(x)[1]}, {g.shape(x)[1]}, 1)')}({y})"))
     g.put(g.pick((f"F.max_unpool2d({inner}, {i}, 2)", f"{g.layer('nn.MaxUnpool2d(2)')}({inner}, {i}, {x}.size())")))
 

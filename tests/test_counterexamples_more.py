@@ -113,3 +113,19 @@ def test_a_norm_of_one_channel_says_nothing() -> None:
     deps = DependencyGraph.from_model(OneChannelNorm(), torch.zeros(2, 3, 4, 4))
     assert any(group.size == 8 for group in deps.prunable)
     holds(OneChannelNorm(), (3, 4, 4))
+
+
+class PickedFromTwoColumns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.read, self.head = Stem(8), nn.Conv2d(2, 3, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        y = x.reshape(x.shape[0], 4, 2, 4, 4).transpose(1, 2).flatten(1, 2)
+        return self.read(x[:, [1, 3]]), self.head(y)
+
+
+def test_a_piece_of_several_classes_is_not_empty() -> None:
+    """Of each column something was left, but of what was picked from one of them nothing."""
+    holds(PickedFromTwoColumns(), (3, 4, 4))
