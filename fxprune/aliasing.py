@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["writes", "written_later"]
+__all__ = ["copied", "writes", "written_later"]
 
 from collections.abc import Callable
 
 from torch import fx, nn
 
+from fxprune.arguments import argument
 from fxprune.proxies import WRITERS
 from fxprune.rules.table import rule_for
 
@@ -36,10 +37,9 @@ def writes(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
     if node.op == "call_module":
         return "opaque" not in node.meta and bool(getattr(module(str(node.target)), "inplace", False))
     name = getattr(node.target, "__name__", "")
-    return (
-        bool(node.kwargs.get("inplace"))
-        or node.kwargs.get("out") is not None
-        or (name.endswith("_") and not name.endswith("__"))
+    given = [argument(node.target, node.args, node.kwargs, flag) for flag in ("inplace", "out")]
+    return any(value is not None and value is not False for value in given) or (
+        name.endswith("_") and not name.endswith("__")
     )
 
 
@@ -60,6 +60,18 @@ def written_later(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
         pending += [other for other in others if other not in sharing]
         sharing.update(others)
     return any(user > node and writes(user, module) for shared in sharing for user in shared.users)
+
+
+def copied(node: fx.Node) -> bool:
+    """Whether a reshape or the like copies what it is given, with which fewer channels could do without."""
+    given, made = node.all_input_nodes[0].meta["val"], node.meta["val"]
+    if made.shape == given.shape:
+        return not given.is_contiguous()
+    try:
+        given.view(made.shape)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _shares(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:

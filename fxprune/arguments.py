@@ -6,7 +6,7 @@ captured: arguments by position as far as they follow one another, and no name t
 
 from __future__ import annotations
 
-__all__ = ["in_order"]
+__all__ = ["argument", "in_order"]
 
 import inspect
 from collections.abc import Mapping
@@ -45,6 +45,16 @@ def in_order(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
                 ordered.append(named.pop(name))
             return tuple(ordered), named
     return args, dict(kwargs)
+
+
+def argument(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
+    """What a call is given under a name, by keyword or by position; None if it is not given or not known."""
+    if name in kwargs:
+        return kwargs[name]
+    for positional, _ in _signatures(target):
+        if name in positional[: len(args)]:
+            return args[positional.index(name)]
+    return None
 
 
 @cache

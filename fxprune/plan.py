@@ -116,7 +116,10 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
     position = np.zeros(recorder.count, dtype=np.int64)
     cuts: dict[str, list[tuple[Axis, IntArray]]] = {}
     indices: dict[Axis, IntArray | None] = {}
+    grouped = {(axis.tensor, axis.dim) for axis in replay.axes if axis.groups > 1}
     for axis, labels in replay.axes.items():
+        if axis.groups == 1 and (axis.tensor, axis.dim) in grouped:
+            continue  # said by its blocks
         old = numbers(recorder.axes[axis])
         position[old] = np.arange(len(old))
         index = position[numbers(labels)]

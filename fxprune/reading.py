@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.aliasing import written_later
+from fxprune.aliasing import copied, written_later
 from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
@@ -282,6 +282,11 @@ class Reading(ABC):
     def written_later(self) -> bool:
         """Whether something is written later into memory that the current node's result may share."""
         return written_later(self.node, self._modules.__getitem__)
+
+    def keep_copy(self, value: Labels) -> None:
+        """Hold the channels of a copy that could become a view, if something is written later that it would see."""
+        if value.layers and copied(self.node) and self.written_later():
+            self.freeze_all(value, "with fewer channels its copy could be a view, and one of the two is written to")
 
     def output_shape(self) -> tuple[int, ...]:
         """The current node's shape in the original network."""

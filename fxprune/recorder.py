@@ -141,6 +141,7 @@ class Recorder(Reading):
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
         self._canonical: dict[int, str] = {}
+        self._grouped: list[Axis] = []
         self._names: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
@@ -150,7 +151,7 @@ class Recorder(Reading):
     def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
         """A rule that does not cover the call, or fails at it, leaves nothing behind; the node is opaque."""
         lists: list[list[Any]] = [self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order]
-        lists += [self.reads_, self.inexacts, self.uses, self._origins]
+        lists += [self.reads_, self.inexacts, self.uses, self._origins, self._grouped]
         lengths, known, count, rearranged = [len(x) for x in lists], len(self.axes), self.count, self.rearranged
         try:
             return self.by_rule(rule, args, kwargs)
@@ -234,6 +235,8 @@ class Recorder(Reading):
                 if axis not in self.axes:
                     self._origins.append((self.count, axis))
                     self.axes[axis] = self.fresh(size)
+                    for grouped in [a for a in self._grouped if (a.tensor, a.dim) == (name, dim)]:
+                        self._blocks_alike(grouped)
                     self._use("follower", self.layer_of(name), axis, self.axes[axis])
                 shape = [1] * tensor.dim()
                 shape[dim] = size
@@ -257,7 +260,18 @@ class Recorder(Reading):
         self._note(again)
         if again:
             self.tie(known, labels)
+        elif axis.groups > 1:
+            self._grouped.append(axis)
+            self._blocks_alike(axis)
         self._use(role, layer, axis, labels)
+
+    def _blocks_alike(self, grouped: Axis) -> None:
+        """Where a grouped weight is used as a value as well, all its blocks of rows read the same columns."""
+        columns = self.axes.get(Axis(grouped.tensor, grouped.dim))
+        if columns is not None:
+            blocks = numbers(self.axes[grouped]).reshape(grouped.groups, -1)
+            self.ties.append(Tie(np.tile(numbers(columns), grouped.groups), blocks.reshape(-1), self.node.name))
+            self.in_order.append(numbers(self.axes[grouped]))
 
     def weigh(self, labels: Tensor, role: str) -> None:
         """Find the parameter by the names of its channels, through any renaming."""

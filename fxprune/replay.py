@@ -384,7 +384,7 @@ class Replay(Reading):
                 tensor = first
         labels, old = numbers(tensor), numbers(origin.tensor)
         expected = old[self.alive[old]]
-        if labels.size != expected.size:
+        if labels.size != expected.size or not expected.size:  # not what is left, or nothing is left of a piece
             return None
         if not np.array_equal(labels, expected) and not np.array_equal(np.sort(labels), np.sort(expected)):
             return None

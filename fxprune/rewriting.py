@@ -229,7 +229,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
             continue
         if name in ("_parameters", "_buffers", "_modules"):
             attributes[name] = {k: None if v is None else _copy(v, memo) for k, v in attribute.items()}
-        elif not attribute and kind in (dict, OrderedDict, set):
+        elif kind in (dict, OrderedDict, set) and not attribute:
             attributes[name] = kind()
         else:
             attributes[name] = copy.deepcopy(attribute, memo)

@@ -13,6 +13,7 @@ from typing import Any
 
 import growth_layers  # noqa: F401 - fills the table of steps
 import growth_moves  # noqa: F401 - likewise
+import growth_patterns  # noqa: F401 - likewise
 import torch
 from growing import BATCH, CHOICES, STEPS, WEIGHTS, WIDTHS, Grower, Program
 from hypothesis import strategies as st

@@ -267,7 +267,9 @@ def test_a_conflict_first_tells_pieces_apart_then_gives_up_blocks_then_freezes()
     labels = numbers(next(u.labels for u in found.recorder.uses if u.role == "producer" and u.layer == "0"))
     first = found.escalate(labels, "_1", "somewhere")
     assert first == replace(found.refinement, pieces=True)
-    second = resolve(found.recorder, first).escalate(labels, "_1", "somewhere")
+    columns = resolve(found.recorder, first).escalate(labels, "_1", "somewhere")
+    assert columns == replace(first, columns=True)
+    second = resolve(found.recorder, columns).escalate(labels, "_1", "somewhere")
     assert second.ties
     assert not second.freezes
     tied = resolve(found.recorder, second)

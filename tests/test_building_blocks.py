@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -246,6 +247,13 @@ def test_a_detection_head_keeps_its_outputs_and_leaves_its_layers_free() -> None
     assert {"a": 8, "box.0": 12, "kind.0": 12}.items() <= found.items()
 
 
+def old_style(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """A layer whose weight a hook computes and leaves as a plain attribute."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return norm(C(8, 8, 1))
+
+
 @pytest.mark.parametrize(
     ("function", "members"),
     [
@@ -257,6 +265,8 @@ def test_a_detection_head_keeps_its_outputs_and_leaves_its_layers_free() -> None
         (lambda s, y: s.m(y.mean((2, 3)))[:, :, None, None] + y, {"m": nn.GRUCell(8, 8)}),
         (lambda s, y: s.m(y), {"m": nn.utils.parametrizations.weight_norm(C(8, 8, 1))}),
         (lambda s, y: s.m(y), {"m": nn.utils.parametrizations.spectral_norm(C(8, 8, 1))}),
+        (lambda s, y: s.m(y), {"m": old_style(nn.utils.weight_norm)}),
+        (lambda s, y: s.m(y), {"m": old_style(nn.utils.spectral_norm)}),
         (lambda s, y: torch.renorm(y, 2, 1, 1.0), {}),
         (lambda s, y: y * y.quantile(0.5, dim=1, keepdim=True), {}),
         (lambda s, y: y * torch.histc(y).sum(), {}),

@@ -43,13 +43,31 @@ def test_products_with_parameters(function: Function, members: dict[str, Any]) -
     "function",
     [
         lambda s, y: torch.einsum("bc...,c->bc...", y, s.w),
+        lambda s, y: torch.einsum("b...c,cd->b...d", y.permute(0, 2, 3, 1), s.v).permute(0, 3, 1, 2),
+        lambda s, y: torch.einsum("...c,dc->...d", y.permute(0, 2, 3, 1), s.v).permute(0, 3, 1, 2),
         lambda s, y: torch.einsum("bchw,c", y, s.w)[:, None] + y,
+        lambda s, y: torch.einsum("bc...,c->b", y, s.w)[:, None, None, None] + y,
+        lambda s, y: torch.einsum("ij,jk", s.v, s.v).sum() * y,
         lambda s, y: (y.mean((2, 3)) @ s.w)[:, None, None, None] + y,
+        lambda s, y: (s.w @ y.flatten(2)).view(-1, 1, 6, 6) * y,
         lambda s, y: torch.mv(y.mean((2, 3)), s.w)[:, None, None, None] + y,
+        lambda s, y: torch.dot(s.w, s.w) * y + torch.outer(s.w, s.w).sum() * y,
+        lambda s, y: torch.addmv(s.w[:2], y.mean((2, 3)), s.w)[:, None, None, None] + y,
+        lambda s, y: torch.tensordot(y, s.v, dims=([1], [1])).permute(0, 3, 1, 2),
+        lambda s, y: torch.tensordot(y.permute(0, 2, 3, 1), s.v, dims=1).permute(0, 3, 1, 2),
     ],
 )
-def test_products_without_a_rule_hold_their_operands(function: Function) -> None:
-    assert sizes(holds(one(function, w=P(torch.zeros(8))))).get("b") == 6
+def test_products_with_vectors_ellipses_and_implied_results(function: Function) -> None:
+    found = sizes(holds(one(function, w=P(torch.zeros(8)), v=P(torch.zeros(8, 8)))))
+    assert sum(size for name, size in found.items() if name.startswith("a")) >= 6
+    assert found["b"] == 6
+
+
+def test_a_diagonal_has_no_rule() -> None:
+    def forward(s: Any, y: Tensor) -> Tensor:
+        return torch.einsum("bii->b", y.flatten(2) @ y.flatten(2).mT)[:, None, None, None] * y
+
+    assert "repeats a letter" in frozen(holds(one(forward)))["a"]
 
 
 @pytest.mark.parametrize(

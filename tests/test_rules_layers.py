@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from networks import Net, frozen, holds, images, prove, sizes
 from torch import Tensor, nn
 
@@ -208,6 +209,21 @@ def test_every_parameter_behind_a_weight_is_a_producer() -> None:
     assert sizes(deps) == {"a": 8, "c": 4, "d": 4, "b": 6}
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: F.conv2d(y, s.c.weight, groups=y.size(1) // s.c.weight.shape[1]),
+        lambda s, y: F.conv2d(y, s.c.weight, padding=s.c.weight.size(3) // 2, groups=2),
+        lambda s, y: F.conv2d(y, s.c.weight, groups=2) * s.c.weight.sum(),
+        lambda s, y: s.c(y) * s.c.weight.abs().amax((1, 2, 3)).view(1, -1, 1, 1),
+    ],
+)
+def test_a_grouped_weight_that_is_a_value_as_well(function: Callable[[Any, Any], Any]) -> None:
+    found = prove(Net(lambda s, x: s.end(function(s, s.a(x))), c=nn.Conv2d(8, 8, 1, groups=2)))
+    assert sizes(found.deps) == {"a": 4, "c": 8, "b": 6}
+    assert not found.proof.exact or found.proof.max_relative_error < 1e-10
+
+
 @pytest.mark.parametrize("groups", [2, 8])
 def test_a_scaled_grouped_weight_follows(groups: int) -> None:
     layer = nn.Conv2d(8, 8, 3, groups=groups)
@@ -307,3 +323,57 @@ def test_dtype_and_layout_stay(dtype: torch.dtype, layout: Any) -> None:
     for parameter in found.small.parameters():
         assert parameter.dtype is dtype
         assert parameter.dim() != 4 or parameter.is_contiguous(memory_format=layout)
+
+
+def test_every_pair_of_channels_of_two_inputs() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x).permute(0, 2, 3, 1)
+        return s.end(s.m(y, s.c(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+    found = prove(Net(forward, c=nn.Conv2d(3, 4, 3), m=nn.Bilinear(8, 4, 8)))
+    assert sizes(found.deps) == {"a": 8, "c": 4, "m": 8, "b": 6}
+    small: Any = found.small.get_submodule("m")
+    assert (small.in1_features, small.in2_features, small.out_features) == (4, 2, 4)
+    assert found.proof.max_relative_error < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("function", "members"),
+    [
+        (lambda s, y: s.k(y[:, None])[:, 0], {"k": nn.Conv3d(1, 1, 3, padding=1)}),
+        (lambda s, y: s.k(y.mean((2, 3))[:, None]).view(-1, 8, 1, 1) * y, {"k": nn.Conv1d(1, 1, 3, padding=1)}),
+        (
+            lambda s, y: F.conv1d(y.mean((2, 3))[:, None], s.w, padding=2).view(-1, 8, 1, 1) * y,
+            {"w": W(torch.zeros(1, 1, 5))},
+        ),
+    ],
+)
+def test_a_layer_that_slides_over_channels_is_inexact(function: Any, members: dict[str, Any]) -> None:
+    found = prove(Net(lambda s, x: s.end(function(s, s.a(x))), **members))
+    assert sizes(found.deps) == {"a": 8, "b": 6}
+    assert len(found.proof.inexact) == 1
+    assert prove(Net(lambda s, x: s.end(function(s, s.a(x))), **members), ratio={"b": 0.5}).proof.exact
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(1, 1, 3, stride=2), nn.Conv1d(1, 1, 3), nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")],
+    ids=str,
+)
+def test_a_layer_that_slides_past_channels_needs_them_whole(layer: nn.Module) -> None:
+    deps = holds(Net(lambda s, x: (s.end(s.a(x)), s.k(s.a(x).mean((2, 3))[:, None])), k=layer))
+    assert "a convolution slides over the dimension" in frozen(deps)["a"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "prunable"),
+    [
+        (torchvision.ops.DeformConv2d(8, 8, 3, padding=1), {"a": 8, "m": 8, "b": 6}),
+        (torchvision.ops.DeformConv2d(8, 8, 3, padding=1, groups=2), {"a": 4, "m": 8, "b": 6}),
+        (torchvision.ops.DeformConv2d(8, 8, 3, padding=1, groups=8), {"b": 6}),
+    ],
+    ids=str,
+)
+def test_a_deformable_convolution_holds_its_offsets_alone(layer: nn.Module, prunable: dict[str, int]) -> None:
+    deps = holds(Net(lambda s, x: s.end(s.m(s.a(x), s.o(x))), m=layer, o=nn.Conv2d(3, 18, 3), b=nn.Conv2d(8, 6, 1)))
+    assert sizes(deps) == prunable

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, frozen, holds, prove, sizes
+from networks import Net, frozen, holds, images, prove, sizes
 from torch import Tensor, nn
 
 Function = Callable[[Any, Any], Any]
@@ -156,3 +156,66 @@ def test_flattened_pyramids() -> None:
         return s.out(torch.cat([F.adaptive_avg_pool2d(y, n).flatten(1) for n in (1, 2, 3)], 1))
 
     assert sizes(holds(Net(pyramid, out=nn.Linear(8 * 14, 5)))) == {"a": 8}
+
+
+# Patches and places ---------------------------------------------------------------------------------------------------
+
+
+def _back(s: Any, y: Tensor) -> Tensor:
+    values, indices = s.p(y)
+    return s.u(values, indices, output_size=y.size())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2),
+        _back,
+        lambda s, y: F.fold(F.unfold(y, 3, padding=1), (6, 6), 3, padding=1),
+        lambda s, y: s.fold(s.unfold(y) * 2),
+        lambda s, y: (F.unfold(y, 3, padding=1).view(-1, 8, 9, 6, 6) * y.mean(1)[:, None, None]).sum(2),
+        lambda s, y: y.unfold(2, 3, 1).mean(-1),
+        lambda s, y: y.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).amax(-1),
+        lambda s, y: y.cumsum(2) + y.sort(3)[0],
+        lambda s, y: y.topk(3, 3)[0] + y.topk(k=3, dim=-1, sorted=True).values,
+        lambda s, y: y + torch.std_mean(y, (2, 3), keepdim=True)[1],
+    ],
+)
+def test_patches_and_places_pass_channels_on(function: Function) -> None:
+    members = {
+        **{"p": nn.MaxPool2d(2, return_indices=True), "u": nn.MaxUnpool2d(2)},
+        **{"unfold": nn.Unfold(3, padding=1), "fold": nn.Fold((6, 6), 3, padding=1)},
+    }
+    deps = holds(one(function, **members), exact=False)
+    assert sizes(deps) == {"a": 8, "b": 6}
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_patches_become_an_image(groups: int) -> None:
+    deps = holds(
+        one(lambda s, y: F.fold(s.c(y.flatten(2)), (12, 12), 2, stride=2), c=nn.Conv1d(8, 32, 1, groups=groups))
+    )
+    assert sizes(deps) == {"a": 8, "c": 8, "b": 6}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, y: y.cumsum(1),
+        lambda s, y: y.sort(1)[0],
+        lambda s, y: y.topk(8, dim=1)[0],
+        lambda s, y: y.cummax(1)[0],
+    ],
+)
+def test_what_looks_along_channels_needs_them_whole(function: Function) -> None:
+    assert "an operator along channels needs them whole" in frozen(holds(one(function)))["a"]
+
+
+def test_where_to_sample_follows_the_batch() -> None:
+    def forward(s: Any, y: Tensor) -> Tensor:
+        theta = s.theta(y.mean((2, 3))).view(-1, 2, 3)
+        return F.grid_sample(y, F.affine_grid(theta, y.size(), align_corners=False), align_corners=False)
+
+    found = prove(one(forward, theta=nn.Linear(8, 6)))
+    assert sizes(found.deps) == {"a": 8, "b": 6}
+    assert found.small(images(5)).shape == (5, 5)

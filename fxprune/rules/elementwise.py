@@ -33,7 +33,7 @@ _UNARY = (
     *("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"),
     *("float", "half", "double", "bfloat16", "int", "long", "bool", "type", "cuda", "cpu"),
     *("acosh", "asinh", "atanh", "deg2rad", "expit", "i0", "rad2deg", "sgn", "signbit", "sinc"),
-    *("clone", "detach", "contiguous", "requires_grad_", "identity", "fill_", "zero_", "byte"),
+    *("clone", "detach", "requires_grad_", "identity", "fill_", "zero_", "byte"),
 )
 _NARY = (
     *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod"),
@@ -83,6 +83,13 @@ def _widened(ctx: Reading, operand: Labels, full: tuple[int, ...]) -> Labels:
 @rule("to", "type_as")
 def cast(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """Another type or place, which may be that of another tensor; numbers of channels play no part in it."""
+    return meet_all(ctx, (input,), {})
+
+
+@rule("contiguous")
+def contiguous(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
+    """The value itself, or a copy of it."""
+    ctx.keep_copy(input)
     return meet_all(ctx, (input,), {})
 
 

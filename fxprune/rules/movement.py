@@ -50,6 +50,8 @@ def _plain(name: str) -> Callable[..., Any]:
     def apply(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(a, Labels) for a in (*args, *kwargs.values())):
             raise Declined(f"{name} by a tensor has no rule")
+        if name in ("flatten", "ravel"):
+            ctx.keep_copy(input)
         return ctx.move(run, input, args, kwargs, None)
 
     apply.__name__ = name
@@ -147,6 +149,7 @@ def view(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """A view of another shape; labels are reshaped, as they need not be contiguous."""
     if args and isinstance(args[0], torch.dtype):
         return input
+    ctx.keep_copy(input)
     return ctx.move(lambda t, *a, **k: t.reshape(*a, **k), input, args, kwargs, spell_view(ctx))
 
 
@@ -170,6 +173,7 @@ def expand_as(ctx: Reading, input: Labels, other: Labels) -> Any:
 @rule("view_as", "reshape_as", sizes=True)
 def view_as(ctx: Reading, input: Labels, other: Labels) -> Any:
     """A view of the shape of another."""
+    ctx.keep_copy(input)
     return ctx.move(lambda t: t.reshape(other.shape), input, (), {}, None)
 
 

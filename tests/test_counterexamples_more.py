@@ -1,0 +1,131 @@
+"""More networks that were once pruned wrongly, or not at all: writes, pieces, kernels and gates."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from test_counterexamples import Stem, holds
+from torch import Tensor, nn
+
+from fxprune.dependency import DependencyGraph
+
+
+class WriteByPosition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = Stem(), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = x.flatten(2)
+        F.relu(y, True)
+        return self.head(x)
+
+
+def test_a_write_that_is_asked_for_by_position() -> None:
+    """Nothing used what ``relu`` gave, so that it was dropped from the graph, and its write with it."""
+    holds(WriteByPosition(), (3, 4, 4))
+
+
+class WriteIntoTransposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.read, self.head = Stem(), nn.Linear(16, 3), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        y = x.transpose(1, 2).reshape(x.shape[0], 4, 16)
+        x += 1
+        return self.read(y), self.head(x)
+
+
+def test_a_transposed_copy_does_not_become_a_view() -> None:
+    """With one channel left, the reshape gave a view, and ``x += 1`` went into it as well."""
+    holds(WriteIntoTransposed(), (3, 4, 4))
+
+
+class WriteIntoEverySecond(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = Stem(8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x[:, ::2].mul_(2)
+        x[:, [1, 2, 3, 4]].mul_(3)
+        return self.head(x)
+
+
+def test_a_view_does_not_become_a_copy_nor_a_copy_a_view() -> None:
+    """What is left of every second channel was written as a list, and what is left of a list as a slice."""
+    holds(WriteIntoEverySecond(), (3, 4, 4))
+
+
+class GatesOfHalvesInTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.head = Stem(8), nn.Parameter(torch.ones(1, 2, 1, 1)), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        p, q = x.reshape(x.shape[0] * 2, -1, 4, 4).chunk(2, dim=1)
+        return self.head(torch.cat([p * self.first, q.sigmoid()], 1).reshape(x.shape[0], -1, 4, 4))
+
+
+def test_a_piece_of_blocks_is_not_empty() -> None:
+    """The first pieces of all blocks lost all of their channels."""
+    holds(GatesOfHalvesInTheBatch(), (3, 4, 4))
+
+
+class KernelInOneRow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = Stem(8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.conv.weight
+        return self.head(F.conv2d(self.stem(x), w / w.view(w.size(0), -1).norm(dim=1).view(-1, 1, 1, 1)))
+
+
+def test_a_kernel_in_one_row() -> None:
+    """Rows and columns of the kernel were missed where the channels beside them went, so that nothing was pruned."""
+    deps = DependencyGraph.from_model(KernelInOneRow(), torch.zeros(2, 3, 4, 4))
+    assert {"stem.second": 8, "conv": 8}.items() <= {g.name: g.size for g in deps.prunable}.items()
+    holds(KernelInOneRow(), (3, 4, 4))
+
+
+class OneChannelNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.head = (
+            Stem(8),
+            nn.Sequential(nn.Conv2d(8, 1, 1), nn.BatchNorm2d(1)),
+            nn.Conv2d(8, 3, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x * torch.sigmoid(self.gate(x)))
+
+
+def test_a_norm_of_one_channel_says_nothing() -> None:
+    """Its single channel was tied to all that the gate is spread over."""
+    deps = DependencyGraph.from_model(OneChannelNorm(), torch.zeros(2, 3, 4, 4))
+    assert any(group.size == 8 for group in deps.prunable)
+    holds(OneChannelNorm(), (3, 4, 4))
+
+
+class PickedFromTwoColumns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.read, self.head = Stem(8), nn.Conv2d(2, 3, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        y = x.reshape(x.shape[0], 4, 2, 4, 4).transpose(1, 2).flatten(1, 2)
+        return self.read(x[:, [1, 3]]), self.head(y)
+
+
+def test_a_piece_of_several_classes_is_not_empty() -> None:
+    """Of each column something was left, but of what was picked from one of them nothing."""
+    holds(PickedFromTwoColumns(), (3, 4, 4))
