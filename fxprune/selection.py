@@ -17,8 +17,8 @@ _CLASSES = 64
 """Up to how many classes of a group the nearest sum is searched for, where rounding alone keeps the blocks equal."""
 
 _SUM = 2.0
-"""How much a unit too many or too few in the sum counts against one in a class. With more, coarse blocks that could only
-hit the sum by emptying some layers and sparing others would do so."""
+"""How much a unit too many or too few in the sum counts against one in a class. With more, coarse blocks that could
+only hit the sum by emptying some layers and sparing others would do so."""
 
 _SECONDS = 5.0
 """How long the integer program may look for something better than what it has."""
