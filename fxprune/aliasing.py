@@ -5,10 +5,13 @@ from __future__ import annotations
 __all__ = ["copied", "writes", "written_later"]
 
 from collections.abc import Callable
+from functools import cache
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from fxprune.arguments import argument
+from fxprune.nested import leaves
 from fxprune.proxies import WRITERS
 from fxprune.rules.table import rule_for
 
@@ -78,6 +81,8 @@ def _shares(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
     """Whether the result may be a view of what a node is given, or that itself."""
     if node.op in ("placeholder", "get_attr", "output"):
         return False
+    if not any(isinstance(leaf, Tensor) for leaf in leaves(node.meta["val"])):
+        return False
     if writes(node, module):
         return True
     if node.op == "call_module":
@@ -85,4 +90,12 @@ def _shares(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
         rule = rule_for(type(layer))
         return rule is None or rule.sizes or isinstance(layer, _SAME_LAYERS)
     rule = rule_for(node.target)
-    return rule is None or rule.sizes or getattr(node.target, "__name__", node.target) in _SAME
+    name = str(getattr(node.target, "__name__", node.target))
+    return not _new(name) if rule is None else rule.sizes or name in _SAME
+
+
+@cache
+def _new(name: str) -> bool:
+    """Whether every operator of that name gives memory of its own, by torch's schemas."""
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    return bool(schemas) and all(given.alias_info is None for schema in schemas for given in schema.returns)

@@ -14,10 +14,10 @@ from torch import fx
 
 from fxprune.labels import IntArray, Reason
 from fxprune.recorder import Cover, Freeze, Recorder, Rect, Tie, numbers
-from fxprune.rules import attention, elementwise, indexing, layers, movement, normalisation, pieces, spatial
+from fxprune.rules import attention, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial
 from fxprune.structure import Refinement, Structure
 
-RULE_MODULES = (attention, elementwise, indexing, layers, movement, normalisation, pieces, spatial)
+RULE_MODULES = (attention, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial)
 """The modules whose import fills the table of rules."""
 
 _HASHES = 0x5EED

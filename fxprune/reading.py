@@ -163,7 +163,7 @@ class Reading(ABC):
             return args
         if node.op == "call_module":
             module = self._modules[str(node.target)]
-            rule = None if "opaque" in node.meta else self._module_rule(module)
+            rule = self._module_rule(module)
             if kwargs:  # rules take a layer's arguments by position
                 bound = inspect.signature(module.forward).bind(*args, **kwargs)
                 args, kwargs = bound.args, bound.kwargs

@@ -45,6 +45,13 @@ def _written_elsewhere(s: Any, y: Any) -> Any:
     return torch.cat([z.relu_(), z], 1)
 
 
+def _new_memory_is_written(s: Any, y: Any) -> Any:
+    z = y[:, ::2]
+    mask = y.new_zeros(y.shape[2], z.shape[3])
+    mask[0] = 1
+    return torch.cat([z, z * mask.view(1, 1, *z.shape[2:])], 1)
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
@@ -54,6 +61,7 @@ def _written_elsewhere(s: Any, y: Any) -> Any:
         (_layer_writes, True),
         (_written_before, False),
         (_written_elsewhere, False),
+        (_new_memory_is_written, False),
     ],
     ids=lambda v: getattr(v, "__name__", str(v)),
 )
