@@ -1,8 +1,8 @@
-"""Nested values: what torch's pytree does, several times faster for the tuples, lists and dictionaries of a graph."""
+"""Nested values and modules: what torch does for any, several times faster for those of a traced network."""
 
 from __future__ import annotations
 
-__all__ = ["atomic", "leaves", "map_nested"]
+__all__ = ["atomic", "leaves", "map_nested", "modules_by_name"]
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -52,3 +52,18 @@ def leaves(value: Any) -> list[Any]:
     if isinstance(value, Tensor | nn.Module):
         return [value]
     return list(tree_leaves(value))
+
+
+def modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
+    """A module and all below it, under every name that they have, in the order of ``named_modules``.
+
+    That one runs through as many generators for every module as lie above it.
+    """
+    found: dict[str, nn.Module] = {}
+    pending = [("", root)]
+    while pending:
+        name, module = pending.pop()
+        found[name] = module
+        prefix = f"{name}." if name else ""
+        pending += [(prefix + key, m) for key, m in reversed(module._modules.items()) if m is not None]
+    return found

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import TRAINING_FLAG, adopt, conform
 from fxprune.errors import ArgumentError
 from fxprune.labels import IntArray
+from fxprune.nested import modules_by_name
 from fxprune.plan import TensorCut
 
 _IMMUTABLE = frozenset(
@@ -49,7 +50,7 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 def _targets(gm: fx.GraphModule, model: nn.Module) -> dict[str, Any]:
     """The layers and tensors that the graph calls, as ``model`` has them."""
     root: dict[str, Any] = {}
-    before, here = (dict(m.named_modules(remove_duplicate=False)) for m in (gm, model))
+    before, here = modules_by_name(gm), modules_by_name(model)
     for node in gm.graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
