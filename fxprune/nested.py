@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["atomic", "leaves", "map_nested", "modules_by_name"]
+__all__ = ["atomic", "leaves", "map_nested", "modules_by_name", "tensors_by_name"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -67,3 +67,13 @@ def modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
         prefix = f"{name}." if name else ""
         pending += [(prefix + key, m) for key, m in reversed(module._modules.items()) if m is not None]
     return found
+
+
+def tensors_by_name(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and then all buffers of some modules themselves, under every name that they have."""
+    for kind in ("_parameters", "_buffers"):
+        for owner, module in modules.items():
+            prefix = f"{owner}." if owner else ""
+            for attribute, tensor in getattr(module, kind).items():
+                if tensor is not None:
+                    yield prefix + attribute, tensor

@@ -127,11 +127,11 @@ def _select(tensor: Tensor, kept: Mapping[int, IntArray]) -> Tensor:
         return _select(whole, {**kept, last: kept[last][::run] // run}).flatten(last, last + 1)
     indices = {dim: torch.from_numpy(kept[dim]).to(tensor.device) for dim in sorted(kept)}
     dims = list(indices)
-    size = tensor[0].numel()
     if len(dims) == 1 or dims[0] != 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
         for dim, index in indices.items():
             tensor = tensor.index_select(dim, index)
         return tensor
+    size = tensor[0].numel()
     shape = [len(indices[dim]) if dim in indices else size for dim, size in enumerate(tensor.shape)]
     result = tensor.new_empty(shape)
     many = max(1, _PIECE // max(1, size))

@@ -29,7 +29,7 @@ from torch.fx._symbolic_trace import _orig_module_call
 from fxprune.arguments import in_order
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
-from fxprune.nested import modules_by_name
+from fxprune.nested import modules_by_name, tensors_by_name
 from fxprune.opaque import (
     UNKNOWN,
     Rebuilt,
@@ -92,12 +92,9 @@ class CaptureTracer(fx.Tracer):
         self.modules = modules_by_name(model)
         self.names: dict[int, str] = {}
         self.tensors: dict[str, Tensor] = {}
-        for kind in ("_parameters", "_buffers"):
-            for owner, module in self.modules.items():
-                for attribute, tensor in getattr(module, kind).items():
-                    if tensor is not None and id(tensor) not in self.names:
-                        name = self.names[id(tensor)] = f"{owner}.{attribute}" if owner else attribute
-                        self.tensors[name] = tensor
+        for name, tensor in tensors_by_name(self.modules):
+            self.names.setdefault(id(tensor), name)
+            self.tensors[self.names[id(tensor)]] = tensor
         self.helpers: dict[str, nn.Module] = {}
         self.failure: tuple[str, BaseException] | None = None
         self.baked: dict[str, Any] = {}
