@@ -24,7 +24,7 @@ from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
-from fxprune.nested import map_nested
+from fxprune.nested import map_nested, modules_by_name
 from fxprune.signature import expect
 from fxprune.tracer import FAILURES, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
@@ -107,7 +107,7 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace needs an nn.Module, not {type(model).__name__}")
     example = bind_example(model, example_inputs)
-    first = next((t for t in [*model.parameters(), *model.buffers()]), None)
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")
     lessons = Lessons()
     while True:
@@ -130,7 +130,7 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
 
 
 def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModule:
-    graph.eliminate_dead_code(lambda node: _has_effect(node, model))
+    graph.eliminate_dead_code(lambda node: _has_effect(node, tracer.modules))
     inputs = graph.find_nodes(op="placeholder")
     with graph.inserting_after(inputs[-1]) if inputs else nullcontext():
         for node in reversed(inputs):
@@ -153,7 +153,7 @@ def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModu
             if target.endswith(TRAINING_FLAG):
                 root[target] = TrainingState()
             else:
-                root[target] = tracer.helpers.get(target) or model.get_submodule(target)
+                root[target] = tracer.helpers.get(target) or tracer.modules[target]
         elif node.op == "get_attr":
             root[str(node.target)] = tracer.tensors[str(node.target)]
     graph._tracer_cls = CodeTracer  # unpickling traces the generated code again, and needs no values for that
@@ -189,8 +189,8 @@ def adopt(gm: nn.Module, model: nn.Module, taken: Callable[[Any], Any] = lambda 
 
 def conform(gm: fx.GraphModule, model: nn.Module) -> None:
     """Give what torch.fx rebuilt the mode, and what it registered the persistence, that they have in ``model``."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, module in gm.named_modules(remove_duplicate=False):
+    modules = modules_by_name(model)
+    for name, module in modules_by_name(gm).items():
         owner = name.removesuffix(TRAINING_FLAG).rstrip(".") if name.endswith(TRAINING_FLAG) else name
         module.training = modules.get(owner, model).training
         original = modules.get(name)
@@ -201,11 +201,11 @@ def conform(gm: fx.GraphModule, model: nn.Module) -> None:
                     module._non_persistent_buffers_set.add(buffer)
 
 
-def _has_effect(node: fx.Node, model: nn.Module) -> bool:
+def _has_effect(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node matters though nothing uses its result: it writes into a tensor that something else reads."""
     if node.op == "call_module" and str(node.target).endswith(TRAINING_FLAG):
         return False
-    return node.op in ("placeholder", "output") or writes(node, model.get_submodule)
+    return node.op in ("placeholder", "output") or writes(node, modules.__getitem__)
 
 
 def _describe(example: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxprune.dependency import ChannelGroup
 from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError, WeightError, nearest_names
+from fxprune.labels import IntArray
 from fxprune.reading import Axis, axis_length
 from fxprune.recorder import numbers
 from fxprune.selection import FloatArray
@@ -77,7 +78,7 @@ def _column_sums(blocks: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _norms(structure: Structure, role: str, ranked: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
     """Squared norms summed over all slices of a unit, and how many slices there are, for the units to be ranked."""
-    total, slices = np.zeros(structure.units), np.zeros(structure.units)
+    found: list[tuple[IntArray, FloatArray]] = [(np.zeros(0, dtype=np.int64), np.zeros(0))]
     seen: set[Axis] = set()
     for use in structure.recorder.uses:
         if use.role != role or use.axis in seen:
@@ -95,9 +96,10 @@ def _norms(structure: Structure, role: str, ranked: NDArray[np.bool_]) -> tuple[
         norms = squared_norms(tensor, use.axis)
         if not np.isfinite(norms[ranked[units]]).all():
             check_finite(use.axis.tensor, tensor)
-        total += np.bincount(units, norms, structure.units)
-        slices += np.bincount(units, minlength=structure.units)
-    return total, slices
+        found.append((units, norms))
+    slices = np.concatenate([units for units, _ in found])
+    total = np.bincount(slices, np.concatenate([norms for _, norms in found]), structure.units)
+    return total.astype(np.float64), np.bincount(slices, minlength=structure.units).astype(np.float64)
 
 
 def _by_reader(structure: Structure, ranked: NDArray[np.bool_]) -> FloatArray:

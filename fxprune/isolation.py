@@ -7,7 +7,8 @@ __all__ = ["CodeTracer", "patched", "unchanged"]
 import builtins
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -39,8 +40,9 @@ _FACTORIES = (
     "zeros",
 )
 
-_EMPTY: dict[str, Any] = {}
 _PLAIN = frozenset((bool, int, float, str, tuple, set, type(None), Tensor, nn.Parameter, torch.Size, torch.dtype))
+_DICTIONARIES = (dict, OrderedDict)
+_NOT_ENTERED = (type, ModuleType, FunctionType, fx.Graph)
 
 
 # Methods that take sizes: of a tensor that is no proxy they refuse proxies, or make numbers of them.
@@ -72,27 +74,35 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     lists: list[tuple[list[Any], list[Any]]] = []
     seen: set[int] = set()
+    empty: list[dict[Any, Any]] = []  # as most of those are in which a module keeps its hooks
     pending: list[Any] = [model]
+
+    def enter(values: Iterable[Any]) -> None:
+        for value in values:
+            kind = type(value)
+            if kind in _DICTIONARIES and not value:
+                empty.append(value)
+            elif kind not in _PLAIN:
+                pending.append(value)
+
     while pending:
         thing = pending.pop()
         kind = type(thing)
-        if kind in _PLAIN or id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType | fx.Graph):
+        if id(thing) in seen or issubclass(kind, _NOT_ENTERED):
             continue
         seen.add(id(thing))
         if issubclass(kind, list):
             lists.append((thing, list(thing)))
-            pending += thing
+            enter(thing)
         elif issubclass(kind, dict):
-            if not thing:  # as most of those are in which a module keeps its hooks
-                saved.append((thing, _EMPTY))
-                continue
             saved.append((thing, dict(thing)))
-            pending += thing.values()
+            enter(thing.values())
         elif not issubclass(kind, Tensor) and hasattr(thing, "__dict__"):
             saved.append((vars(thing), dict(vars(thing))))
-            pending += vars(thing).values()
+            enter(vars(thing).values())
     try:
-        for name, module in model.named_modules():
+        first = {module: name for name, module in reversed(tracer.modules.items())}
+        for module, name in first.items():
             if not tracer.is_leaf_module(module, name):
                 object.__setattr__(module, "training", Flag.of(module.training, name))
         yield
@@ -101,6 +111,8 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
             if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):
                 now.clear()
                 now.update(before)
+        for thing in empty:
+            thing.clear()
         for current, earlier in lists:
             current[:] = earlier
 

@@ -94,7 +94,7 @@ class Ladder(CaptureTracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace a submodule; if that fails, take back what it recorded and make it one opaque node."""
-        if self.evaluating:
+        if self.evaluating or id(m) not in self.installed:  # one that the forward makes has no name to call it by
             return forward(*args, **kwargs)
         if self.is_leaf_module(m, ""):
             return super().call_module(m, forward, args, kwargs)

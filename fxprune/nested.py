@@ -1,10 +1,10 @@
-"""Nested values: what torch's pytree does, several times faster for the tuples, lists and dictionaries of a graph."""
+"""Nested values and modules: what torch does for any, several times faster for those of a traced network."""
 
 from __future__ import annotations
 
-__all__ = ["atomic", "leaves", "map_nested"]
+__all__ = ["atomic", "leaves", "map_nested", "modules_by_name", "tensors_by_name"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -52,3 +52,28 @@ def leaves(value: Any) -> list[Any]:
     if isinstance(value, Tensor | nn.Module):
         return [value]
     return list(tree_leaves(value))
+
+
+def modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
+    """A module and all below it, under every name that they have, in the order of ``named_modules``.
+
+    That one runs through as many generators for every module as lie above it.
+    """
+    found: dict[str, nn.Module] = {}
+    pending = [("", root)]
+    while pending:
+        name, module = pending.pop()
+        found[name] = module
+        prefix = f"{name}." if name else ""
+        pending += [(prefix + key, m) for key, m in reversed(module._modules.items()) if m is not None]
+    return found
+
+
+def tensors_by_name(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and then all buffers of some modules themselves, under every name that they have."""
+    for kind in ("_parameters", "_buffers"):
+        for owner, module in modules.items():
+            prefix = f"{owner}." if owner else ""
+            for attribute, tensor in getattr(module, kind).items():
+                if tensor is not None:
+                    yield prefix + attribute, tensor

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from fxprune.errors import ArgumentTypeError
 from fxprune.labels import IntArray
+from fxprune.nested import modules_by_name
 from fxprune.reading import Axis
 from fxprune.recorder import numbers
 from fxprune.relations import relations
@@ -117,16 +118,20 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
     cuts: dict[str, list[tuple[Axis, IntArray]]] = {}
     indices: dict[Axis, IntArray | None] = {}
     grouped = {(axis.tensor, axis.dim) for axis in replay.axes if axis.groups > 1}
+    known: dict[tuple[int, int], IntArray | None] = {}  # a layer and those that follow it share their labels
     for axis, labels in replay.axes.items():
         if axis.groups == 1 and (axis.tensor, axis.dim) in grouped:
             continue  # said by its blocks
-        old = numbers(recorder.axes[axis])
-        position[old] = np.arange(len(old))
-        index = position[numbers(labels)]
-        same = len(index) == len(old) and bool((index == np.arange(len(old))).all())
-        indices[axis] = None if same else index
-        if not same:
-            cuts.setdefault(axis.tensor, []).append((axis, index))
+        key = id(recorder.axes[axis]), id(labels)
+        if key not in known:
+            old = numbers(recorder.axes[axis])
+            whole = np.arange(len(old))
+            position[old] = whole
+            index = position[numbers(labels)]
+            known[key] = None if np.array_equal(index, whole) else index
+        kept_index = indices[axis] = known[key]
+        if kept_index is not None:
+            cuts.setdefault(axis.tensor, []).append((axis, kept_index))
     alive = structure.alive(kept)
     inexact = {}
     for record in recorder.inexacts:
@@ -148,22 +153,24 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
 
 def _layers(gm: fx.GraphModule, structure: Structure, indices: Mapping[Axis, IntArray | None]) -> dict[str, LayerPlan]:
     found: dict[str, dict[str, tuple[tuple[bool, bool, bool], int, IntArray | None]]] = {}
+    choosable = (structure.group >= 0)[structure.unit]
     for use in relations(structure):
         sides = found.setdefault(use.layer, {})
         side = "inputs" if use.role == "consumer" else "outputs"
         index = indices.get(use.axis)
-        free = bool((structure.group[structure.unit[numbers(use.labels)]] >= 0).any())
+        free = bool(choosable[numbers(use.labels)].any())
         rank = (use.role == "producer", index is not None, free)  # of a parameter's dimensions, the one that changes
         known = sides[side][0] if side in sides else (False, False, False)
         if side not in sides or rank > known or (rank == known and use.role == "follower"):
-            sides[side] = (rank, len(use.labels), index)
-    called = {str(node.target): node for node in gm.graph.nodes if node.op == "call_module"}
+            sides[side] = (rank, use.labels.shape[0], index)
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    modules = modules_by_name(gm)
     plans = {}
     for layer, sides in found.items():
         _, size_in, inputs = sides.get("inputs", (None, 0, None))
         _, size_out, outputs = sides.get("outputs", (None, 0, None))
         if "inputs" not in sides and layer in called:
-            size_in, inputs = _through(gm.get_submodule(layer), size_out, outputs)
+            size_in, inputs = _through(modules[layer], size_out, outputs)
         plans[layer] = LayerPlan(_listed(inputs), _listed(outputs), (size_in, size_out))
     return plans
 

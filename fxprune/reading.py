@@ -23,7 +23,7 @@ from fxprune.aliasing import copied, written_later
 from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
-from fxprune.nested import leaves, map_nested
+from fxprune.nested import leaves, map_nested, modules_by_name
 from fxprune.rules.table import RULES, Rule, rule_for
 from fxprune.shapes import MetaRunner
 
@@ -125,7 +125,7 @@ class Reading(ABC):
         self.values: dict[fx.Node, Any] = {}
         self.node: fx.Node = next(iter(gm.graph.nodes))
         self._runner = MetaRunner(torch.device("cpu"))
-        self._modules = dict(gm.named_modules(remove_duplicate=False))
+        self._modules = modules_by_name(gm)
         self._layers: dict[str, str] = {}
 
     # The pass ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from fxprune.labels import POSITIONS, IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
+from fxprune.nested import modules_by_name, tensors_by_name
 from fxprune.reading import FAILURES, Axis, Declined, Reading, Use, axis_length
 from fxprune.rules.table import Rule
 
@@ -193,10 +194,8 @@ class Recorder(Reading):
 
     def by_alias(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Values by canonical name, under every name that the tensors have."""
-        gm = self.gm
-        named = [*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)]
         found = {}
-        for name, tensor in named:
+        for name, tensor in tensors_by_name(modules_by_name(self.gm)):
             canonical = self._canonical.get(id(tensor))
             if canonical is not None and canonical in values:
                 found[name] = values[canonical]

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import TRAINING_FLAG, adopt, conform
 from fxprune.errors import ArgumentError
 from fxprune.labels import IntArray
+from fxprune.nested import modules_by_name
 from fxprune.plan import TensorCut
 
 _IMMUTABLE = frozenset(
@@ -49,7 +50,7 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 def _targets(gm: fx.GraphModule, model: nn.Module) -> dict[str, Any]:
     """The layers and tensors that the graph calls, as ``model`` has them."""
     root: dict[str, Any] = {}
-    before, here = (dict(m.named_modules(remove_duplicate=False)) for m in (gm, model))
+    before, here = modules_by_name(gm), modules_by_name(model)
     for node in gm.graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
@@ -126,11 +127,11 @@ def _select(tensor: Tensor, kept: Mapping[int, IntArray]) -> Tensor:
         return _select(whole, {**kept, last: kept[last][::run] // run}).flatten(last, last + 1)
     indices = {dim: torch.from_numpy(kept[dim]).to(tensor.device) for dim in sorted(kept)}
     dims = list(indices)
-    size = tensor[0].numel()
     if len(dims) == 1 or dims[0] != 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
         for dim, index in indices.items():
             tensor = tensor.index_select(dim, index)
         return tensor
+    size = tensor[0].numel()
     shape = [len(indices[dim]) if dim in indices else size for dim, size in enumerate(tensor.shape)]
     result = tensor.new_empty(shape)
     many = max(1, _PIECE // max(1, size))

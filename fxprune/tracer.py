@@ -29,6 +29,7 @@ from torch.fx._symbolic_trace import _orig_module_call
 from fxprune.arguments import in_order
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
+from fxprune.nested import modules_by_name, tensors_by_name
 from fxprune.opaque import (
     UNKNOWN,
     Rebuilt,
@@ -53,7 +54,7 @@ FAILURES = (
 )
 """What the forward of a module can raise when it meets something that is not a tensor."""
 
-_REGISTERED = ("_parameters", "_buffers", "_modules")
+_LITERALS = frozenset((bool, int, float, str, type(None)))
 _CONTAINERS = (
     nn.Sequential,
     nn.Transformer,
@@ -73,6 +74,8 @@ class CaptureTracer(fx.Tracer):
         device: The model's device.
 
     Attributes:
+        modules: The modules of the model, by each of their names.
+        installed: The ``id`` of each.
         originals: Python's own functions that are patched while the user's code runs, by name.
     """
 
@@ -87,10 +90,11 @@ class CaptureTracer(fx.Tracer):
         super().__init__(autowrap_modules=(math,))
         self.runner = MetaRunner(device)
         self.example = example
-        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = modules_by_name(model)
+        self.installed = {id(module) for module in self.modules.values()}
         self.names: dict[int, str] = {}
         self.tensors: dict[str, Tensor] = {}
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in tensors_by_name(self.modules):
             self.names.setdefault(id(tensor), name)
             self.tensors[self.names[id(tensor)]] = tensor
         self.helpers: dict[str, nn.Module] = {}
@@ -145,6 +149,10 @@ class CaptureTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """Lower an argument; tensors that belong to no module are kept aside, not hung into the user's model."""
         kind = type(a)
+        if kind in _LITERALS or (kind is dict and not a):
+            return a
+        if kind is tuple or kind is list:
+            return kind([self.create_arg(x) for x in a])
         if issubclass(kind, fx.Proxy):
             return a.node
         if kind is Flag:
@@ -208,7 +216,7 @@ class CaptureTracer(fx.Tracer):
     def _in_order(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if kind != "call_module":
             return in_order(target, args, kwargs)
-        module = self._modules.get(target)
+        module = self.modules.get(target)
         if module is None:
             return args, kwargs
         called, named = in_order(type(module).forward, (module, *args), kwargs)
@@ -289,7 +297,7 @@ class CaptureTracer(fx.Tracer):
             helper = self.helpers.get(target)
             if helper is not None:
                 return helper(*args, **kwargs)
-            return self.runner.module(self._modules[target], args, kwargs)
+            return self.runner.module(self.modules[target], args, kwargs)
         if node.op == "call_method":
             return self.runner.method(str(node.target), args, kwargs)
         if node.target is getattr:

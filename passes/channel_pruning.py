@@ -14,7 +14,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxprune.errors import ArgumentError
 from fxprune.labels import Labels
-from fxprune.nested import map_nested
+from fxprune.nested import map_nested, modules_by_name
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
@@ -80,8 +80,9 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
         _drop_numbers(graph)
 
     result = rebuild(plan.gm, model, plan.structure.recorder.by_alias(plan.tensors), edit)
+    modules = modules_by_name(result)
     for (layer, name), value in plan.attributes.items():
-        setattr(result.get_submodule(layer), name, value)
+        setattr(modules[layer], name, value)
     _read_again(result, plan)
     return result
 

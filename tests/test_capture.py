@@ -451,3 +451,15 @@ def test_sizes_that_are_calculated_with_survive_pickling() -> None:
     gm = pickle.loads(pickle.dumps(trace(model, images())))
     for other in (images(), images(3, height=12, width=9)):
         assert same(gm(other), model(other))
+
+
+def test_layers_that_the_forward_makes_are_traced() -> None:
+    def forward(s: Any, x: Any) -> Any:
+        y = nn.Dropout(0.0)(nn.ReLU()(s.a(x)))
+        return s.end(nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2))(y))
+
+    model = Net(forward).eval()
+    gm = trace(model, images())
+    assert not [n for n in gm.graph.nodes if "opaque" in n.meta]
+    with torch.no_grad():
+        assert same(gm(images(3)), model(images(3)))
