@@ -197,7 +197,7 @@ def written_views(g: Grower) -> None:
 def gathering(g: Grower) -> None:
     x = g.take(where=lambda v: v.dim() > 2)
     dim = len(g.shape(x)) - 1
-    best = f"{x}.mean(1, keepdim=True).argsort({dim})"
+    best = f"({x} * {x}).mean(1, keepdim=True).argsort({dim})"  # the mean of a softmax would be rounding alone
     g.put(
         f"{x}.gather({dim}, {g.pick((f'{best}.expand_as({x})', f'{best}.expand({x}.shape)', f'{x}.argsort({dim})'))})"
     )
