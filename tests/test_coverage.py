@@ -18,6 +18,7 @@ pytest.importorskip("timm")
 
 @pytest.fixture(scope="session")
 def coverage(checkout: Path) -> Iterator[ModuleType]:
+    sys.path.insert(0, str(checkout / "benchmarks"))  # as for a script that is run from there
     spec = importlib.util.spec_from_file_location("benchmark_coverage", checkout / "benchmarks" / "coverage.py")
     assert spec is not None
     assert spec.loader is not None
@@ -26,6 +27,7 @@ def coverage(checkout: Path) -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+    sys.path.remove(str(checkout / "benchmarks"))
 
 
 class Small(nn.Module):
@@ -63,14 +65,14 @@ class FixedBatch(Small):
 
 
 def _network(coverage: ModuleType, kind: type[nn.Module], **options: Any) -> Any:
-    example = coverage._images(1, 3, 8, 8)
+    example = sys.modules["swept_networks"].images(1, 3, 8, 8)
     return coverage.Network(f"own/{kind.__name__.lower()}", "own", kind, example, **options)
 
 
 def test_every_classification_network_of_torchvision_is_in_the_sweep(coverage: ModuleType) -> None:
     import torchvision
 
-    names = {network.name for network in coverage.networks()}
+    names = {network.name for network in sys.modules["swept_networks"].networks()}
     assert {f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)} <= names
     assert len(names) > 140
 
