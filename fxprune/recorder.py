@@ -141,6 +141,10 @@ class Recorder(Reading):
         self.rearranged = False
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
+        self._records: tuple[list[Any], ...] = (
+            *(self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order, self.reads_),
+            *(self.inexacts, self.uses, self._origins),
+        )
         self._canonical: dict[int, str] = {}
         self._names: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -150,16 +154,15 @@ class Recorder(Reading):
 
     def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
         """A rule that does not cover the call, or fails at it, leaves nothing behind; the node is opaque."""
-        lists: list[list[Any]] = [self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order]
-        lists += [self.reads_, self.inexacts, self.uses, self._origins]
-        lengths, known, count, rearranged = [len(x) for x in lists], len(self.axes), self.count, self.rearranged
+        lengths, known = [len(records) for records in self._records], len(self.axes)
+        count, rearranged = self.count, self.rearranged
         try:
             return self.by_rule(rule, args, kwargs)
         except Declined as declined:
             text = str(declined)
         except FAILURES as error:
             text = self.failed(error)
-        for records, length in zip(lists, lengths, strict=True):
+        for records, length in zip(self._records, lengths, strict=True):
             del records[length:]
         while len(self.axes) > known:
             self.axes.popitem()
@@ -177,7 +180,9 @@ class Recorder(Reading):
         """Shared parameters have one name: that under which they are met first."""
         known = self._names.get(name)
         if known is None:
-            known = self._names[name] = self._canonical.setdefault(id(self.original(name)), name)
+            tensor = self.original(name)
+            known = self._names[name] = self._canonical.setdefault(id(tensor), name)
+            self._shapes[name] = tuple(tensor.shape)
         return known
 
     def canonical_of(self, name: str) -> str:
@@ -244,7 +249,7 @@ class Recorder(Reading):
         labels = self.axes.get(axis)
         if labels is None:
             labels = self.axes[axis] = self.fresh(axis_length(self.original(axis.tensor), axis))
-            if len(labels) == 1:
+            if labels.shape[0] == 1:
                 self.freeze(labels, "it is the only channel")
         self._use("producer", layer, axis, labels)
         return labels
