@@ -87,6 +87,7 @@ class Network:
 
 def images(*shape: int, count: int = 1) -> Callable[[], tuple[Any, ...]]:
     """Makes ``count`` inputs of normal numbers, the same each time."""
+
     def make() -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(1)
         return tuple(torch.randn(shape, generator=generator) for _ in range(count))

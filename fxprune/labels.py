@@ -101,13 +101,11 @@ class Labels:
 
     def on(self, dims: Sequence[int] | set[int]) -> list[Layer]:
         """The layers that vary along any of ``dims``."""
-        wanted = set(dims)
-        return [layer for layer in self.layers if not wanted.isdisjoint(layer.dims)]
+        return [layer for layer in self.layers if not set(layer.dims).isdisjoint(dims)]
 
     def off(self, dims: Sequence[int] | set[int]) -> list[Layer]:
         """The layers that vary along none of ``dims``."""
-        wanted = set(dims)
-        return [layer for layer in self.layers if wanted.isdisjoint(layer.dims)]
+        return [layer for layer in self.layers if set(layer.dims).isdisjoint(dims)]
 
 
 def spread(layer: Layer, shape: tuple[int, ...]) -> Tensor:

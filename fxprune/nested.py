@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 _T = TypeVar("_T")
 _ATOMS: set[type] = {bool, int, float, str, type(None), Tensor, torch.Size, torch.device, torch.dtype}
+_LEAVES = (Tensor, nn.Module)
 _LISTS = frozenset((list, immutable_list))
 _DICTS = frozenset((dict, immutable_dict))
 
@@ -35,7 +36,7 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
         return kind([map_nested(function, item) for item in value])
     if kind in _DICTS:
         return kind({key: map_nested(function, item) for key, item in value.items()})
-    if isinstance(value, Tensor | nn.Module):
+    if isinstance(value, _LEAVES):
         return function(value)
     return tree_map(function, value)
 
@@ -49,7 +50,7 @@ def leaves(value: Any) -> list[Any]:
         return [leaf for item in value for leaf in leaves(item)]
     if kind in _DICTS:
         return [leaf for item in value.values() for leaf in leaves(item)]
-    if isinstance(value, Tensor | nn.Module):
+    if isinstance(value, _LEAVES):
         return [value]
     return list(tree_leaves(value))
 
@@ -64,8 +65,10 @@ def modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
     while pending:
         name, module = pending.pop()
         found[name] = module
-        prefix = f"{name}." if name else ""
-        pending += [(prefix + key, m) for key, m in reversed(module._modules.items()) if m is not None]
+        children = module._modules
+        if children:
+            prefix = f"{name}." if name else ""
+            pending += [(prefix + key, child) for key, child in reversed(children.items()) if child is not None]
     return found
 
 

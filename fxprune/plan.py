@@ -154,12 +154,19 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
 def _layers(gm: fx.GraphModule, structure: Structure, indices: Mapping[Axis, IntArray | None]) -> dict[str, LayerPlan]:
     found: dict[str, dict[str, tuple[tuple[bool, bool, bool], int, IntArray | None]]] = {}
     choosable = (structure.group >= 0)[structure.unit]
+    free: dict[int, bool] = {}  # by the labels, which the tensors of a layer share
     for use in relations(structure):
         sides = found.setdefault(use.layer, {})
         side = "inputs" if use.role == "consumer" else "outputs"
         index = indices.get(use.axis)
-        free = bool(choosable[numbers(use.labels)].any())
-        rank = (use.role == "producer", index is not None, free)  # of a parameter's dimensions, the one that changes
+        key = id(use.labels)
+        if key not in free:
+            free[key] = bool(choosable[numbers(use.labels)].any())
+        rank = (
+            use.role == "producer",
+            index is not None,
+            free[key],
+        )  # of a parameter's dimensions, the one that changes
         known = sides[side][0] if side in sides else (False, False, False)
         if side not in sides or rank > known or (rank == known and use.role == "follower"):
             sides[side] = (rank, use.labels.shape[0], index)

@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,8 +35,7 @@ class Declined(Exception):
     """Raised by a rule that does not cover a call: the node is then opaque, for the reason given."""
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """A dimension of a parameter or buffer that channels index.
 
     Attributes:
@@ -155,7 +154,7 @@ class Reading(ABC):
             name = self.canonical(str(node.target))
             return Labels(self.shape_of(name), (), None, name)
         args = self.arguments(node.args)
-        kwargs = self.arguments(node.kwargs)
+        kwargs = self.arguments(node.kwargs) if node.kwargs else {}
         if node.op == "output":
             args = map_nested(self.labelled, args)
             for labels in labels_in(args):
@@ -171,7 +170,7 @@ class Reading(ABC):
         else:
             rule = rule_for(node.target)
         if rule is None or not rule.weights:
-            args, kwargs = map_nested(self.labelled, args), map_nested(self.labelled, kwargs)
+            args, kwargs = map_nested(self.labelled, args), map_nested(self.labelled, kwargs) if kwargs else {}
         if rule is None:
             return self.without_labels(args, kwargs)
         return self.apply(rule, args, kwargs)
@@ -185,7 +184,9 @@ class Reading(ABC):
     @staticmethod
     def _module_rule(module: nn.Module) -> Rule | None:
         """The rule of a layer's class, or of the nearest base whose forward it keeps; never of a parametrized layer."""
-        if module._forward_hooks or module._forward_pre_hooks or nn.utils.parametrize.is_parametrized(module):
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        if module._modules and nn.utils.parametrize.is_parametrized(module):  # they are modules in it
             return None
         kind = type(module)
         rule = RULES.get(kind)

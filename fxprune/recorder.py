@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from fxprune.labels import POSITIONS, IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
-from fxprune.nested import modules_by_name, tensors_by_name
+from fxprune.nested import tensors_by_name
 from fxprune.reading import FAILURES, Axis, Declined, Reading, Use, axis_length
 from fxprune.rules.table import Rule
 
@@ -141,8 +141,16 @@ class Recorder(Reading):
         self.rearranged = False
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
-        self._canonical: dict[int, str] = {}
         self._grouped: list[Axis] = []
+        self._records: tuple[list[Any], ...] = (
+            *(self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order, self.reads_),
+            *(self.inexacts, self.uses, self._origins, self._grouped),
+        )
+        shared: dict[int, list[str]] = {}
+        for name, tensor in tensors_by_name(self._modules):
+            shared.setdefault(id(tensor), []).append(name)
+        # By name, as a model that is moved or cast later has other tensors.
+        self._aliases = {name: names for names in shared.values() for name in names}
         self._names: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
@@ -151,16 +159,15 @@ class Recorder(Reading):
 
     def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
         """A rule that does not cover the call, or fails at it, leaves nothing behind; the node is opaque."""
-        lists: list[list[Any]] = [self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order]
-        lists += [self.reads_, self.inexacts, self.uses, self._origins, self._grouped]
-        lengths, known, count, rearranged = [len(x) for x in lists], len(self.axes), self.count, self.rearranged
+        lengths, known = [len(records) for records in self._records], len(self.axes)
+        count, rearranged = self.count, self.rearranged
         try:
             return self.by_rule(rule, args, kwargs)
         except Declined as declined:
             text = str(declined)
         except FAILURES as error:
             text = self.failed(error)
-        for records, length in zip(lists, lengths, strict=True):
+        for records, length in zip(self._records, lengths, strict=True):
             del records[length:]
         while len(self.axes) > known:
             self.axes.popitem()
@@ -178,7 +185,8 @@ class Recorder(Reading):
         """Shared parameters have one name: that under which they are met first."""
         known = self._names.get(name)
         if known is None:
-            known = self._names[name] = self._canonical.setdefault(id(self.original(name)), name)
+            known = name
+            self._names.update(dict.fromkeys(self._aliases.get(name, (name,)), name))
         return known
 
     def canonical_of(self, name: str) -> str:
@@ -194,12 +202,7 @@ class Recorder(Reading):
 
     def by_alias(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Values by canonical name, under every name that the tensors have."""
-        found = {}
-        for name, tensor in tensors_by_name(modules_by_name(self.gm)):
-            canonical = self._canonical.get(id(tensor))
-            if canonical is not None and canonical in values:
-                found[name] = values[canonical]
-        return found
+        return {alias: value for name, value in values.items() for alias in self._aliases.get(name, (name,))}
 
     def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Nothing has changed yet."""
@@ -247,7 +250,7 @@ class Recorder(Reading):
         labels = self.axes.get(axis)
         if labels is None:
             labels = self.axes[axis] = self.fresh(axis_length(self.original(axis.tensor), axis))
-            if len(labels) == 1:
+            if labels.shape[0] == 1:
                 self.freeze(labels, "it is the only channel")
         self._use("producer", layer, axis, labels)
         return labels
@@ -405,7 +408,8 @@ class Recorder(Reading):
             self._note(Moved(full, origin, None, None, channels))
             self.freeze(origin.tensor, f"it is spread over {labels.size} positions, more than are told apart")
             return None
-        if np.unique(labels).size != labels.size:
+        ordered = np.sort(labels)
+        if (ordered[1:] == ordered[:-1]).any():
             self._origins.append((self.count, labels))
             names = self.fresh(labels.size)
             renamed = Lookup((labels,), numbers(names))

@@ -201,7 +201,7 @@ class Replay(Reading):
         self._check_length(axis)
         if again:
             self.tie(known, labels)
-        elif not torch.equal(known, labels):
+        elif known is not labels and not torch.equal(known, labels):
             raise self._conflict(labels, f"'{axis.tensor}' is used with its channels in two orders")
 
     def weigh(self, labels: Tensor, role: str) -> None:
@@ -447,5 +447,5 @@ class Replay(Reading):
     def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
         """Note what the attribute says now."""
         if labels is not None and self.node.op == "call_module":
-            size = len(labels)
+            size = labels.shape[0]
             self.attributes[str(self.node.target), name] = count(size) if count else size

@@ -117,10 +117,10 @@ def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
         return torch.empty(value.shape, device="meta") if isinstance(value, Labels) else value
 
     for node in result.graph.nodes:
-        old = node.meta["val"]
-        new = map_nested(as_value, replay.values[node])
+        old, value = node.meta["val"], replay.values[node]
         if node.op == "get_attr":
-            new = to_meta(replay.original(str(node.target)))
-        if isinstance(old, Tensor) and isinstance(new, Tensor):
-            new = new.to(old.dtype)
-        node.meta["val"] = new if node.op != "output" else old
+            node.meta["val"] = to_meta(replay.original(str(node.target))).to(old.dtype)
+        elif isinstance(old, Tensor) and isinstance(value, Labels):
+            node.meta["val"] = torch.empty(value.shape, dtype=old.dtype, device="meta")
+        elif node.op != "output":
+            node.meta["val"] = map_nested(as_value, value)

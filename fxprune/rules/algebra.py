@@ -132,6 +132,8 @@ def _untangled(ctx: Reading, values: Sequence[Labels]) -> list[Labels]:
     Where layers overlap and none covers the others, as those of ``(heads, i)`` and ``(heads, j)``, each is tied along
     the dimensions that they share: every head then keeps the same.
     """
+    if len({layer.dims for v in values for layer in v.layers}) < 2:
+        return list(values)
     shared: set[int] = set()
     for dims in _clusters([layer for v in values for layer in v.layers]):
         layers = [layer for v in values for layer in v.on(dims)]
