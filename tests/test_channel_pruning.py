@@ -536,4 +536,6 @@ def test_a_plan_holds_for_a_model_that_was_cast_since() -> None:
     plan = plan_channels(DependencyGraph.from_model(model, example_inputs("shared_convolution")), 0.5)
     small = plan.apply(model.double())
     assert {t.dtype for t in small.state_dict().values() if t.is_floating_point()} == {torch.float64}
-    assert verify(model, plan, tuple(x.double() for x in example_inputs("shared_convolution"))).max_relative_error < 1e-12
+    assert (
+        verify(model, plan, tuple(x.double() for x in example_inputs("shared_convolution"))).max_relative_error < 1e-12
+    )

@@ -139,3 +139,13 @@ def test_real_networks(coverage: ModuleType, name: str) -> None:
 def test_the_whole_sweep(coverage: ModuleType) -> None:
     rows = list(coverage.sweep(coverage.chosen([], big=False)))
     assert {row.network.name: row.problems for row in rows if row.problems} == {}
+
+
+def test_what_a_network_does_to_rounding_is_measured(coverage: ModuleType) -> None:
+    class Steep(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e6 * (x - 1)
+
+    example = (torch.ones(1, 4) + torch.tensor([1e-3, 0, 0, 0]),)
+    assert coverage._amplification(Steep(), example) > 100
+    assert coverage._amplification(nn.Identity(), example) < 10
