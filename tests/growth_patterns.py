@@ -124,7 +124,7 @@ def scans(g: Grower) -> None:
         f"{x}.topk(1, {dim}).values",
         f"{x}.cummax({dim})[0]",
     )
-    g.put(g.pick((*calls, f"{x} * {x}.argsort({dim})", f"torch.topk(input={x}, k=1, dim={dim})[0]")))
+    g.put(g.pick((*calls, f"{x} * {_order(g, x, x, dim)}", f"torch.topk(input={x}, k=1, dim={dim})[0]")))
 
 
 @step(2)
@@ -193,11 +193,17 @@ def written_views(g: Grower) -> None:
     g.keep(y)
 
 
+def _order(g: Grower, x: str, keys: str, dim: int) -> str:
+    """The order of keys, with a slope: that of equal ones, as behind a dead unit, would be rounding alone."""
+    shape = [1] * len(g.shape(x))
+    shape[dim] = g.shape(x)[dim]
+    return f"({keys} + torch.arange({shape[dim]}.0).reshape{tuple(shape)}).argsort({dim})"
+
+
 @step()
 def gathering(g: Grower) -> None:
     x = g.take(where=lambda v: v.dim() > 2)
     dim = len(g.shape(x)) - 1
-    best = f"({x} * {x}).mean(1, keepdim=True).argsort({dim})"  # the mean of a softmax would be rounding alone
-    g.put(
-        f"{x}.gather({dim}, {g.pick((f'{best}.expand_as({x})', f'{best}.expand({x}.shape)', f'{x}.argsort({dim})'))})"
-    )
+    best = _order(g, x, f"({x} * {x}).mean(1, keepdim=True)", dim)  # the mean of a softmax would be rounding alone
+    own = _order(g, x, x, dim)
+    g.put(f"{x}.gather({dim}, {g.pick((f'{best}.expand_as({x})', f'{best}.expand({x}.shape)', own))})")
