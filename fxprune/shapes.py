@@ -8,20 +8,15 @@ from __future__ import annotations
 
 __all__ = ["MetaRunner", "to_meta"]
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.immutable_collections import immutable_list
 
+from fxprune.formulas import ELEMENT_WISE, FORMULAS, META, convolved, element_wise, empty, empty_like
 from fxprune.nested import map_nested
-
-META = torch.device("meta")
-_new = torch.empty  # while a model is traced, torch.empty is another function
 
 _SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
     {
@@ -62,14 +57,6 @@ _SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
 _SAME_SHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {F.batch_norm, F.instance_norm, F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.gelu, F.dropout}
 )
-_ELEMENT_WISE: frozenset[Any] = frozenset(
-    {
-        *(operator.add, operator.sub, operator.mul, operator.iadd, operator.isub, operator.imul),
-        *(torch.add, torch.sub, torch.mul, torch.relu, torch.relu_, torch.sigmoid, torch.tanh, torch.sigmoid_),
-        *("add", "add_", "sub", "sub_", "mul", "mul_", "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"),
-    }
-)
-"""Functions, and names of methods, whose result has the shape of their operands broadcast."""
 _FACTORIES: frozenset[Any] = frozenset(
     getattr(torch, name)
     for name in (
@@ -95,88 +82,7 @@ _CONVOLUTIONS: frozenset[type[nn.Module]] = frozenset({nn.Conv1d, nn.Conv2d, nn.
 
 def to_meta(value: Any) -> Any:
     """Replace every tensor in a nested value by a tensor of the same shape and dtype on the ``meta`` device."""
-    return map_nested(lambda v: _empty_like(v) if isinstance(v, Tensor) else v, value)
-
-
-def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    return _new(shape, dtype=like.dtype, device=META)
-
-
-def _empty_like(tensor: Tensor) -> Tensor:
-    return _new(tensor.shape, dtype=tensor.dtype, device=META)
-
-
-def _element_wise(args: tuple[Any, ...]) -> Tensor | None:
-    """Floating-point tensors of one dtype and plain numbers, broadcast."""
-    tensors = []
-    for value in args:
-        kind = type(value)
-        if kind is Tensor or kind is nn.Parameter:
-            tensors.append(value)
-        elif kind is not int and kind is not float:
-            return None
-    if not tensors or not tensors[0].is_floating_point():
-        return None
-    first = tensors[0]
-    shape = first.shape
-    for other in tensors[1:]:
-        if other.dtype is not first.dtype or not other.dim() or not first.dim():
-            return None
-        if other.shape != shape:
-            shape = torch.Size(np.broadcast_shapes(shape, other.shape))
-    return _empty(shape, first)
-
-
-def _concatenated(tensors: Any, dim: Any = 0) -> Tensor | None:
-    """Tensors of one dtype that differ in nothing but the size along ``dim``."""
-    if type(tensors) not in (list, tuple, immutable_list) or type(dim) is not int or not tensors:
-        return None
-    first = tensors[0]
-    if any(type(t) is not Tensor or t.dtype is not first.dtype or t.dim() != first.dim() for t in tensors):
-        return None
-    if not -first.dim() <= dim < first.dim():
-        return None
-    shape = list(first.shape)
-    size, shape[dim] = 0, 0
-    for tensor in tensors:
-        other = list(tensor.shape)
-        size += other[dim]
-        other[dim] = 0
-        if other != shape:
-            return None
-    shape[dim] = size
-    return _empty(shape, first)
-
-
-def _pooled(x: Any, output_size: Any) -> Tensor | None:
-    """Adaptive pooling over the last two dimensions to a size of plain numbers."""
-    sizes = (output_size,) * 2 if type(output_size) is int else output_size
-    if type(x) is not Tensor or x.dim() not in (3, 4) or type(sizes) not in (tuple, list) or len(sizes) != 2:
-        return None
-    if any(type(size) is not int or size < 1 for size in sizes):
-        return None
-    return _empty((*x.shape[:-2], *sizes), x)
-
-
-def _convolution_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def _convolution_shape(module: Any, x: Tensor) -> Tensor | None:
-    dims = len(module.kernel_size)
-    if x.dim() != dims + 2 or x.shape[1] != module.in_channels:
-        return None
-    if module.padding == "same":
-        spatial = list(x.shape[2:])
-    else:
-        padding = (0,) * dims if module.padding == "valid" else module.padding
-        spatial = [
-            _convolution_size(*parts)
-            for parts in zip(x.shape[2:], module.kernel_size, module.stride, padding, module.dilation, strict=True)
-        ]
-    if min(spatial, default=1) < 1:
-        return None
-    return _empty((x.shape[0], module.out_channels, *spatial), x)
+    return map_nested(lambda v: empty_like(v) if isinstance(v, Tensor) else v, value)
 
 
 class MetaRunner:
@@ -192,7 +98,7 @@ class MetaRunner:
 
     def attribute(self, tensor: Tensor) -> Tensor:
         """The stand-in of a parameter or buffer."""
-        return _empty_like(tensor)
+        return empty_like(tensor)
 
     def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What calling ``module`` gives: by formula where there is one, else by running it on meta parameters.
@@ -204,21 +110,21 @@ class MetaRunner:
         x = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(x, Tensor):
             if kind in _SAME_SHAPE and not module._forward_hooks and self._accepts(module, x):
-                return _empty_like(x)
+                return empty_like(x)
             if kind in _CONVOLUTIONS and not module._forward_hooks:
-                shaped = _convolution_shape(module, x)
+                shaped = convolved(module, x)
                 if shaped is not None:
                     return shaped
             if kind is nn.AdaptiveAvgPool2d and not module._forward_hooks:
-                pooled = _pooled(x, module.output_size)
+                pooled = FORMULAS[F.adaptive_avg_pool2d](x, module.output_size)
                 if pooled is not None:
                     return pooled
             if isinstance(module, nn.Linear) and kind is nn.Linear and x.dim() and x.shape[-1] == module.in_features:
-                return _empty((*x.shape[:-1], module.out_features), x)
+                return empty((*x.shape[:-1], module.out_features), x)
         tensors = self._stand_ins.get(id(module))
         if tensors is None:
             named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-            tensors = {name: _empty_like(tensor) for name, tensor in named}
+            tensors = {name: empty_like(tensor) for name, tensor in named}
             self._stand_ins[id(module)] = tensors
         with torch.no_grad():
             return torch.func.functional_call(module, tensors, args, dict(kwargs))
@@ -245,14 +151,8 @@ class MetaRunner:
         if function in _SAME_SHAPE_FUNCTIONS and isinstance(x, Tensor) and not kwargs.get("inplace"):
             sizes = [len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
             if x.dim() > 1 and all(size == x.shape[1] for size in sizes):
-                return _empty_like(x)
-        quick = None
-        if function in _ELEMENT_WISE and not kwargs:
-            quick = _element_wise(args)
-        elif function is torch.cat and args and not kwargs.keys() - {"dim"}:
-            quick = _concatenated(*args, **kwargs)
-        elif function is F.adaptive_avg_pool2d and args:
-            quick = _pooled(*args, **kwargs)
+                return empty_like(x)
+        quick = self._quick(function, args, kwargs)
         if quick is not None:
             return quick
         named: dict[str, Any] = map_nested(self._undevice, dict(kwargs))
@@ -261,14 +161,21 @@ class MetaRunner:
         with torch.no_grad():
             return function(*map_nested(self._undevice, args), **named)
 
+    @staticmethod
+    def _quick(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """What a function or method gives, if there is a formula for it."""
+        if target in ELEMENT_WISE:
+            return None if kwargs else element_wise(args)
+        formula = FORMULAS.get(target)
+        return formula(*args, **kwargs) if formula is not None and args else None
+
     def method(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a tensor's method gives on meta tensors."""
         if name in ("cuda", "cpu", "pin_memory"):
             return args[0]
-        if name in _ELEMENT_WISE and not kwargs:
-            quick = _element_wise(args)
-            if quick is not None:
-                return quick
+        quick = self._quick(name, args, kwargs)
+        if quick is not None:
+            return quick
         args = map_nested(self._undevice, args)
         if name == "to" and len(args) > 1 and isinstance(args[1], str):
             args = (args[0], META, *args[2:])

@@ -113,6 +113,65 @@ def test_functions_run_on_the_meta_device(function: Callable[..., Any], args: An
     assert not isinstance(ours, Tensor) or ours.is_meta
 
 
+_X = torch.zeros(2, 3, 4)
+FORMULA_CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
+    (F.linear, (_X, torch.zeros(5, 4)), {}),
+    (F.linear, (_X, torch.zeros(5, 4), torch.zeros(5)), {}),
+    (F.linear, (_X, torch.zeros(4)), {}),
+    (torch.matmul, (_X, torch.zeros(2, 4, 5)), {}),
+    (torch.matmul, (_X, torch.zeros(4, 5)), {}),
+    (torch.matmul, (_X, torch.zeros(4)), {}),
+    (torch.softmax, (_X, 1), {}),
+    (torch.softmax, (_X, -1, torch.float64), {}),
+    (F.softmax, (_X, -1, 3, None), {}),
+    (F.softmax, (_X, -1), {"dtype": torch.float64}),
+    (torch.roll, (_X, (1, -2), (1, 2)), {}),
+    (torch.roll, (_X, 1, 0), {}),
+    (torch.roll, (_X, 3), {}),
+    (torch.clamp, (_X,), {"max": 4}),
+    (torch.clamp, (_X, None, 1.5), {}),
+    (torch.clamp, (_X.long(), 1.5), {}),
+    (torch.clamp, (_X, torch.zeros(5, 1, 1, 1)), {}),
+    (torch.masked_fill, (_X, torch.ones(3, 1, dtype=torch.bool), 1.0), {}),
+    (torch.masked_fill, (_X, torch.ones(5, 1, 1, 1, dtype=torch.bool), 1.0), {}),
+    (F.normalize, (_X, 2.0, -1, 1e-12, None), {}),
+    (F.normalize, (_X,), {"dim": 2}),
+    (F.layer_norm, (_X, (3, 4), torch.ones(3, 4), None, 1e-5), {}),
+    (F.adaptive_avg_pool2d, (_X, (2, 2)), {}),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs"), FORMULA_CALLS)
+def test_a_formula_gives_what_the_call_gives(function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    ours = MetaRunner(torch.device("cpu")).call(function, to_meta(args), kwargs)
+    assert ours.is_meta
+    assert described(ours) == described(function(*args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        (F.linear, (_X, torch.zeros(5, 3))),
+        (F.linear, (_X, torch.zeros(5, 4), torch.zeros(4))),
+        (torch.matmul, (_X, torch.zeros(2, 3, 5))),
+        (torch.matmul, (_X, torch.zeros(3, 4, 5))),
+        (torch.roll, (_X, (1, 2), (1,))),
+        (torch.roll, (_X, 1, 3)),
+        (torch.clamp, (_X,)),
+        (torch.masked_fill, (_X, torch.ones(2, dtype=torch.bool), 1.0)),
+        (F.normalize, (_X, 2.0, 3)),
+        (F.layer_norm, (_X, (3,))),
+        (F.layer_norm, (_X, (4,), torch.ones(3))),
+    ],
+)
+def test_a_function_refuses_what_it_would_refuse(function: Callable[..., Any], args: Any) -> None:
+    kinds = (RuntimeError, ValueError, IndexError)
+    with pytest.raises(kinds):
+        function(*args)
+    with pytest.raises(kinds):
+        MetaRunner(torch.device("cpu")).call(function, to_meta(args), {})
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [
