@@ -13,7 +13,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import fx
 
 from fxprune.labels import IntArray, Reason
-from fxprune.recorder import Cover, Freeze, Recorder, Rect, Tie, numbers
+from fxprune.recorder import Recorder
+from fxprune.records import Cover, Freeze, Rect, Tie, numbers
 from fxprune.rules import attention, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial
 from fxprune.structure import Refinement, Structure
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from fxprune.dependency import ChannelGroup
 from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError, WeightError, nearest_names
 from fxprune.labels import IntArray
-from fxprune.reading import Axis, axis_length
-from fxprune.recorder import numbers
+from fxprune.records import numbers
 from fxprune.selection import FloatArray
 from fxprune.structure import Structure
+from fxprune.vocabulary import Axis, axis_length
 
 Criterion: TypeAlias = str | Callable[[ChannelGroup], Tensor | Sequence[float]]
 """The name of a criterion, or a function that gives a group's units one score each, in the order of the channels."""

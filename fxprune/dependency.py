@@ -18,7 +18,7 @@ from fxprune.capture import TRAINING_FLAG, Example, trace
 from fxprune.errors import ArgumentTypeError, UnknownNameError, nearest_names
 from fxprune.explanation import Explainer, names_of
 from fxprune.labels import IntArray
-from fxprune.recorder import numbers
+from fxprune.records import numbers
 from fxprune.settling import settle
 from fxprune.structure import Refinement, Structure
 

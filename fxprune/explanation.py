@@ -15,10 +15,10 @@ from torch import fx
 
 from fxprune.capture import source_of
 from fxprune.labels import IntArray, Labels, Reason
-from fxprune.reading import Use, labels_in
-from fxprune.recorder import Freeze, Tie, numbers
+from fxprune.records import Freeze, Tie, numbers
 from fxprune.relations import relations
 from fxprune.structure import Structure
+from fxprune.vocabulary import Use, labels_in
 
 if TYPE_CHECKING:
     from fxprune.dependency import ChannelGroup

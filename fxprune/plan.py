@@ -15,11 +15,11 @@ from torch import fx, nn
 from fxprune.errors import ArgumentTypeError
 from fxprune.labels import IntArray
 from fxprune.nested import modules_by_name
-from fxprune.reading import Axis
-from fxprune.recorder import numbers
+from fxprune.records import Change, numbers
 from fxprune.relations import relations
-from fxprune.replay import Change, Replay
+from fxprune.replay import Replay
 from fxprune.structure import Structure
+from fxprune.vocabulary import Axis
 
 if TYPE_CHECKING:
     from fxprune.dependency import DependencyGraph

@@ -17,8 +17,7 @@ from fxprune.errors import ArgumentError, ArgumentTypeError, InternalError, Noth
 from fxprune.labels import IntArray
 from fxprune.plan import ChannelPlan, make_plan
 from fxprune.ratios import Ratio, Wanted, wanted_ratios, whole_number
-from fxprune.recorder import numbers
-from fxprune.replay import Conflict
+from fxprune.records import Conflict, numbers
 from fxprune.selection import FloatArray, keep_count, select
 from fxprune.settling import replayed
 from fxprune.structure import Structure

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Cover", "Freeze", "Inexact", "Read", "Recorder", "Rect", "Tie"]
+__all__ = ["Recorder"]
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,96 +13,12 @@ from torch import Tensor, fx
 
 from fxprune.labels import POSITIONS, IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
 from fxprune.nested import tensors_by_name
-from fxprune.reading import FAILURES, Axis, Declined, Reading, Use, axis_length
+from fxprune.reading import FAILURES, Reading
+from fxprune.records import Cover, Freeze, Inexact, Moved, Read, Rect, Tie, lines_of, numbers
 from fxprune.rules.table import Rule
+from fxprune.vocabulary import Axis, Declined, Use, axis_length
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Tie:
-    """Labels at equal positions live or die together."""
-
-    a: IntArray
-    b: IntArray
-    node: str
-
-
-@dataclass(frozen=True)
-class Freeze:
-    """Labels that are never removed."""
-
-    labels: IntArray
-    reason: Reason
-
-
-@dataclass(frozen=True)
-class Cover:
-    """``parent[i]`` exists if any of ``child[i, :]`` does; without a parent the position itself always stays."""
-
-    parent: IntArray | None
-    child: IntArray
-    node: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Rect:
-    """Labels whose survivors must form a rectangular tensor.
-
-    Attributes:
-        labels: One array dimension for each dimension along which they vary.
-        free: The dimension along which every line may choose its own, if only one will do.
-        node: The graph node.
-    """
-
-    labels: IntArray
-    free: int | None
-    node: str
-
-
-@dataclass(frozen=True)
-class Read:
-    """A sum over channels: where the proof zeroes what was removed."""
-
-    node: str
-    position: int | str
-    full: tuple[int, ...]
-    layers: tuple[Layer, ...]
-
-
-@dataclass(frozen=True)
-class Inexact:
-    """A computation along lines: removing a part of a line changes it, removing all of it does not."""
-
-    node: str
-    lines: IntArray
-    text: str
-
-
-@dataclass(frozen=True)
-class Moved:
-    """What became of one layer that was moved.
-
-    Attributes:
-        full: The shape of the value.
-        origin: The labels before they were renamed, compact.
-        layer: The layer as it goes on, or None where it holds a single channel, which is frozen.
-        renamed: New names for labels that occurred more than once.
-        channels: How many labels the layer had before.
-    """
-
-    full: tuple[int, ...]
-    origin: Layer
-    layer: Layer | None
-    renamed: Lookup | None
-    channels: int
-
-
-def numbers(tensor: Tensor) -> IntArray:
-    """A label tensor as a flat array."""
-    result: IntArray = tensor.reshape(-1).numpy()
-    return result
 
 
 class Recorder(Reading):
@@ -317,11 +232,11 @@ class Recorder(Reading):
             self.freeze(layer.tensor, text)
         elif set(dims) & set(layer.dims):
             others = [d for d in layer.dims if d not in dims]
-            self.covers.append(Cover(None, _lines(layer.tensor, others), self.node.name, text))
+            self.covers.append(Cover(None, lines_of(layer.tensor, others), self.node.name, text))
 
     def cover(self, parent: Layer, child: Layer, dims: Sequence[int]) -> None:
         """Record that a position exists if any of those that it stands for does."""
-        lines = _lines(child.tensor, dims)
+        lines = lines_of(child.tensor, dims)
         shape = [1 if d in dims else s for d, s in enumerate(child.tensor.shape)]
         owners = numbers(parent.tensor.expand(shape))
         self._note(Lookup((np.repeat(owners, lines.shape[1]), lines.reshape(-1)), lines.reshape(-1)))
@@ -333,7 +248,7 @@ class Recorder(Reading):
         left = tuple(d for d in layer.dims if d not in dims)
         if not left:
             return None
-        lines = _lines(layer.tensor, dims)
+        lines = lines_of(layer.tensor, dims)
         shape = [1 if d in dims else s for d, s in enumerate(layer.tensor.shape)]
         labels = self.fresh(lines.shape[0])
         self._note(Lookup((lines.reshape(-1),), np.repeat(numbers(labels), lines.shape[1])))
@@ -349,7 +264,7 @@ class Recorder(Reading):
 
     def heads(self, layer: Layer, dims: Sequence[int]) -> None:
         """Note what makes a whole of every head; it holds only where whole heads are asked for."""
-        lines = _lines(layer.tensor, [d for d in layer.dims if d not in dims])
+        lines = lines_of(layer.tensor, [d for d in layer.dims if d not in dims])
         first = np.repeat(lines[:, 0], lines.shape[1])
         self.whole_heads.append(Tie(first, lines.reshape(-1), self.node.name))
 
@@ -433,7 +348,7 @@ class Recorder(Reading):
         """Record a computation that depends on the number of channels."""
         for layer in layers:
             self.inexacts.append(
-                Inexact(self.node.name, _lines(layer.tensor, [d for d in dims if d in layer.dims]), text)
+                Inexact(self.node.name, lines_of(layer.tensor, [d for d in dims if d in layer.dims]), text)
             )
 
     def filler(self, count: int) -> Tensor:
@@ -455,14 +370,3 @@ class Recorder(Reading):
 
     def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
         """Attributes are right as they are."""
-
-
-def _lines(tensor: Tensor, dims: Sequence[int]) -> IntArray:
-    """Labels as an array of one row for each position outside ``dims``."""
-    rest = [d for d in range(tensor.dim()) if d not in dims]
-    moved = tensor.permute(*rest, *dims)
-    size = 1
-    for d in dims:
-        size *= tensor.shape[d]
-    result: IntArray = moved.reshape(-1, size).numpy()
-    return result

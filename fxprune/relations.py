@@ -6,9 +6,9 @@ __all__ = ["relations"]
 
 from torch import nn
 
-from fxprune.reading import Use
-from fxprune.recorder import numbers
+from fxprune.records import numbers
 from fxprune.structure import Structure
+from fxprune.vocabulary import Use
 
 
 def relations(structure: Structure) -> tuple[Use, ...]:

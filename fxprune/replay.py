@@ -7,10 +7,9 @@ what the first reading saw there.
 
 from __future__ import annotations
 
-__all__ = ["Change", "Conflict", "Replay"]
+__all__ = ["Replay"]
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,41 +19,14 @@ from torch import Tensor, fx
 
 from fxprune.capture import source_of, value_of
 from fxprune.errors import InternalError
+from fxprune.fitting import fitted_layer
 from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, broadcast, spread
-from fxprune.reading import Axis, Call, Declined, Reading, apart, axis_length, labels_in
-from fxprune.recorder import Moved, Recorder, _lines, numbers
+from fxprune.reading import Reading
+from fxprune.recorder import Recorder
+from fxprune.records import Change, Conflict, Moved, lines_of, numbers
 from fxprune.rules.table import Rule
 from fxprune.spelling import Recomputed, Scaled, labels_free, merge, moved_records, restored, shapes_left
-
-
-class Conflict(Exception):
-    """The plan cannot be carried out at a node.
-
-    Attributes:
-        labels: The labels that do not line up there.
-        node: Name of the node.
-        place: What is wrong, and where.
-    """
-
-    def __init__(self, labels: IntArray, node: str, place: str) -> None:
-        super().__init__(place)
-        self.labels = labels
-        self.node = node
-        self.place = place
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a node's call becomes.
-
-    Attributes:
-        op, target, args, kwargs: As in ``torch.fx.Node``.
-    """
-
-    op: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+from fxprune.vocabulary import Axis, Call, Declined, apart, axis_length, labels_in
 
 
 class Replay(Reading):
@@ -240,7 +212,7 @@ class Replay(Reading):
             owners = numbers(parent.tensor.expand(shape))
         except RuntimeError:
             raise self._conflict(child.tensor, "different numbers of channels meet") from None
-        lines = _lines(child.tensor, dims)
+        lines = lines_of(child.tensor, dims)
         if not record.has(np.repeat(owners, lines.shape[1]), lines.reshape(-1)):
             raise self._conflict(child.tensor, "channels do not line up")
 
@@ -251,7 +223,7 @@ class Replay(Reading):
         if not left:
             return None
         record: Lookup = self._next()
-        lines = _lines(layer.tensor, dims)
+        lines = lines_of(layer.tensor, dims)
         owners = record(lines.reshape(-1)).reshape(lines.shape)
         if (owners < 0).any() or (owners != owners[:, :1]).any():
             raise self._conflict(layer.tensor, "channels of different lines are summed")
@@ -341,7 +313,7 @@ class Replay(Reading):
             # What is merged into the dimension of a larger layer is there as often as that leaves it.
             kept = apart([(r.origin.dims if r.layer else (), r.channels) for r in records])
             for i in kept:
-                fitted = self._fit(part[i], records[i], labelled)
+                fitted = fitted_layer(part[i], records[i], labelled, self.alive, self._where)
                 if fitted is None:
                     return None
                 if records[i].layer is not None:
@@ -361,57 +333,10 @@ class Replay(Reading):
             tensor = function([spread(layer, shape) for layer, shape in parts])
         except RuntimeError:
             raise self._conflict(record.origin.tensor, "different numbers of channels are put together") from None
-        fitted = self._fit(tensor, record, set(record.origin.dims))
+        fitted = fitted_layer(tensor, record, set(record.origin.dims), self.alive, self._where)
         if fitted is None:
             raise self._conflict(record.origin.tensor, "what is left cannot be put together")
         return fitted if record.layer is not None else None
-
-    def _fit(self, tensor: Tensor, record: Moved, labelled: set[int]) -> Layer | None:
-        """The layer under its names, or None if this is not what is left of the first reading's.
-
-        Only dimensions in ``labelled``, which some layer of the value varies along, may have another size.
-        """
-        origin = record.origin
-        if tensor.dim() != len(record.full):
-            return None
-        for dim, size in enumerate(record.full):
-            if dim not in origin.dims:
-                if tensor.shape[dim] != size and dim not in labelled:
-                    return None
-                first = tensor.narrow(dim, 0, 1)
-                if tensor.shape[dim] > 1 and tensor.stride(dim) != 0 and tensor.ne(first).any():
-                    return None
-                tensor = first
-        labels, old = numbers(tensor), numbers(origin.tensor)
-        expected = old[self.alive[old]]
-        if labels.size != expected.size or not expected.size:  # not what is left, or nothing is left of a piece
-            return None
-        if not np.array_equal(labels, expected) and not np.array_equal(np.sort(labels), np.sort(expected)):
-            return None
-        if record.layer is None:
-            return origin
-        if record.renamed is not None:
-            labels = record.renamed(labels, counting=True)
-        if len(origin.dims) > 1 and not self._rectangular(labels.reshape(tensor.shape), record.layer):
-            return None
-        return Layer(torch.from_numpy(labels).reshape(tensor.shape), origin.dims)
-
-    def _rectangular(self, labels: IntArray, layer: Layer) -> bool:
-        """Whether every coordinate but one stands for one line of the original, and each for another."""
-        old = layer.tensor.numpy()
-        self._where[old.reshape(-1)] = np.arange(old.size)
-        # Flat: NumPy's unravel_index is wrong for arrays of more than 8192 elements with dimensions of size 1.
-        flat = np.unravel_index(self._where[labels.reshape(-1)], old.shape)
-        coordinates = [index.reshape(labels.shape) for index in flat]
-        free = 0
-        for dim in layer.dims:
-            index = coordinates[dim]
-            line = index[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
-            if (index != line).any():
-                free += 1
-            elif np.unique(line).size != line.size:
-                return False
-        return free <= 1
 
     def reads(self, position: int | str, labels: Labels, layers: Sequence[Layer]) -> None:
         """Nothing to check: what is summed was checked where it met the weights."""

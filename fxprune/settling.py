@@ -12,7 +12,8 @@ from fxprune.analysis import resolve
 from fxprune.errors import InternalError
 from fxprune.labels import IntArray
 from fxprune.recorder import Recorder
-from fxprune.replay import Conflict, Replay
+from fxprune.records import Conflict
+from fxprune.replay import Replay
 from fxprune.selection import select
 from fxprune.structure import Refinement, Structure
 

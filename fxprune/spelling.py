@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from fxprune.labels import Labels
 from fxprune.nested import atomic, leaves
-from fxprune.recorder import Moved
+from fxprune.records import Moved
 
 Shape = tuple[int, ...]
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.labels import IntArray, Reason
-from fxprune.recorder import Freeze, Recorder, Tie
+from fxprune.recorder import Recorder
+from fxprune.records import Freeze, Tie
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError, InternalError, TraceError
 from fxprune.nested import leaves, map_nested
 from fxprune.plan import ChannelPlan
-from fxprune.recorder import Read
+from fxprune.records import Read
 from fxprune.rewriting import graph_over
 from fxprune.structure import Structure
 

@@ -15,7 +15,8 @@ from fxprune.analysis import resolve
 from fxprune.capture import trace
 from fxprune.dependency import DependencyGraph
 from fxprune.models import ZOO, example_inputs
-from fxprune.recorder import Freeze, Recorder, Tie, numbers
+from fxprune.recorder import Recorder
+from fxprune.records import Freeze, Tie, numbers
 from fxprune.structure import Refinement, Structure
 
 GROUPS: dict[str, dict[str, int]] = {

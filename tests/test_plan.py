@@ -17,8 +17,8 @@ from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError
 from fxprune.models import VGG, ZOO, example_inputs, randomize
 from fxprune.plan import ChannelPlan, LayerPlan
 from fxprune.planning import plan_channels, plan_sorting
-from fxprune.reading import Axis
 from fxprune.verification import verify
+from fxprune.vocabulary import Axis
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 

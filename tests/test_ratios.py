@@ -27,10 +27,10 @@ from fxprune.errors import (
 )
 from fxprune.models import randomize
 from fxprune.planning import plan_channels
-from fxprune.reading import Axis
-from fxprune.recorder import numbers
-from fxprune.replay import Conflict, Replay
+from fxprune.records import Conflict, numbers
+from fxprune.replay import Replay
 from fxprune.structure import Structure
+from fxprune.vocabulary import Axis
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 

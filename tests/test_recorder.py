@@ -13,9 +13,10 @@ from fxprune.analysis import RULE_MODULES, read
 from fxprune.capture import trace
 from fxprune.labels import Labels, Layer
 from fxprune.models import ZOO, example_inputs
-from fxprune.reading import Axis, Declined
-from fxprune.recorder import Moved, Recorder, numbers
+from fxprune.recorder import Recorder
+from fxprune.records import Moved, numbers
 from fxprune.rules.table import RULES, rule
+from fxprune.vocabulary import Axis, Declined
 
 
 def recorded(model: nn.Module, inputs: Any = None) -> Recorder:

@@ -15,11 +15,12 @@ from fxprune.analysis import read, resolve
 from fxprune.capture import trace
 from fxprune.errors import InternalError
 from fxprune.models import randomize
-from fxprune.reading import Axis
-from fxprune.recorder import Recorder, numbers
-from fxprune.replay import Conflict, Replay
+from fxprune.recorder import Recorder
+from fxprune.records import Conflict, numbers
+from fxprune.replay import Replay
 from fxprune.spelling import Recomputed, Scaled
 from fxprune.structure import Refinement
+from fxprune.vocabulary import Axis
 
 
 class Reader:

@@ -13,8 +13,8 @@ from fxprune.capture import trace
 from fxprune.errors import ArgumentError
 from fxprune.models import ZOO, example_inputs, randomize
 from fxprune.plan import TensorCut
-from fxprune.reading import Axis
 from fxprune.rewriting import cut, graph_over, rebuild
+from fxprune.vocabulary import Axis
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ from networks import Net, images, structure
 from torch import nn
 
 from fxprune.analysis import resolve
-from fxprune.recorder import numbers
+from fxprune.records import numbers
 from fxprune.selection import class_counts, keep_count, select
 from fxprune.structure import Refinement, Structure
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.labels import Labels
-from fxprune.reading import Declined, Reading
+from fxprune.reading import Reading
 from fxprune.rules.algebra import broadcast_shape, contract, meet
 from fxprune.rules.table import rule
+from fxprune.vocabulary import Declined
 
 _LETTERS = "abcdefghijklmnop"
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fxprune.labels import IntArray, Labels
-from fxprune.reading import Call, Declined, Reading, labels_in
+from fxprune.reading import Reading
 from fxprune.rules.algebra import meet
 from fxprune.rules.table import rule
+from fxprune.vocabulary import Call, Declined, labels_in
 
 Shape = tuple[int, ...]
 

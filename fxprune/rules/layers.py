@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.labels import Labels, Layer
-from fxprune.reading import Axis, Declined, Reading
+from fxprune.reading import Reading
 from fxprune.rules.algebra import axis, contract, meet, only_axis, place
 from fxprune.rules.table import rule
+from fxprune.vocabulary import Axis, Declined
 
 
 def _weight(ctx: Reading, module: Any, name: str) -> Labels:

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.labels import Labels
-from fxprune.reading import Call, Declined, Reading
+from fxprune.reading import Reading
 from fxprune.rules.algebra import axis, meet
 from fxprune.rules.table import rule
+from fxprune.vocabulary import Call, Declined
 
 Shape = tuple[int, ...]
 Speller = Callable[[Labels, list[Shape], tuple[Any, ...], Mapping[str, Any]], Iterator[Call]]

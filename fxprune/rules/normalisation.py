@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.labels import Labels
-from fxprune.reading import Axis, Reading
+from fxprune.reading import Reading
 from fxprune.rules.algebra import axis, meet, place, sum_of_powers
 from fxprune.rules.table import rule
+from fxprune.vocabulary import Axis
 
 _NAMES = ("weight", "bias", "running_mean", "running_var")
 

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.labels import Labels, Layer
-from fxprune.reading import Call, Declined, Reading
+from fxprune.reading import Reading
 from fxprune.rules.algebra import join, meet, place
 from fxprune.rules.algebra import pad as pad_labels
 from fxprune.rules.movement import Shape, run_method, spell_view
 from fxprune.rules.table import rule
+from fxprune.vocabulary import Call, Declined
 
 # Pieces ---------------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from fxprune.labels import Labels
 from fxprune.nested import map_nested
-from fxprune.reading import Reading, labels_in
+from fxprune.reading import Reading
 from fxprune.rules.algebra import axis, place
 from fxprune.rules.table import rule
+from fxprune.vocabulary import labels_in
 
 
 def _pooled(ctx: Reading, maps: Sequence[Labels], boxes: Any) -> Any:

@@ -1,0 +1,152 @@
+"""What the readings write down: the constraints of the first, and what the second finds that has to change."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Change",
+    "Conflict",
+    "Cover",
+    "Freeze",
+    "Inexact",
+    "Moved",
+    "Read",
+    "Rect",
+    "Tie",
+    "lines_of",
+    "numbers",
+]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fxprune.labels import IntArray, Layer, Lookup, Reason
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Labels at equal positions live or die together."""
+
+    a: IntArray
+    b: IntArray
+    node: str
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Labels that are never removed."""
+
+    labels: IntArray
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Cover:
+    """``parent[i]`` exists if any of ``child[i, :]`` does; without a parent the position itself always stays."""
+
+    parent: IntArray | None
+    child: IntArray
+    node: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Rect:
+    """Labels whose survivors must form a rectangular tensor.
+
+    Attributes:
+        labels: One array dimension for each dimension along which they vary.
+        free: The dimension along which every line may choose its own, if only one will do.
+        node: The graph node.
+    """
+
+    labels: IntArray
+    free: int | None
+    node: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """A sum over channels: where the proof zeroes what was removed."""
+
+    node: str
+    position: int | str
+    full: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Inexact:
+    """A computation along lines: removing a part of a line changes it, removing all of it does not."""
+
+    node: str
+    lines: IntArray
+    text: str
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What became of one layer that was moved.
+
+    Attributes:
+        full: The shape of the value.
+        origin: The labels before they were renamed, compact.
+        layer: The layer as it goes on, or None where it holds a single channel, which is frozen.
+        renamed: New names for labels that occurred more than once.
+        channels: How many labels the layer had before.
+    """
+
+    full: tuple[int, ...]
+    origin: Layer
+    layer: Layer | None
+    renamed: Lookup | None
+    channels: int
+
+
+def numbers(tensor: Tensor) -> IntArray:
+    """A label tensor as a flat array."""
+    result: IntArray = tensor.reshape(-1).numpy()
+    return result
+
+
+class Conflict(Exception):
+    """The plan cannot be carried out at a node.
+
+    Attributes:
+        labels: The labels that do not line up there.
+        node: Name of the node.
+        place: What is wrong, and where.
+    """
+
+    def __init__(self, labels: IntArray, node: str, place: str) -> None:
+        super().__init__(place)
+        self.labels = labels
+        self.node = node
+        self.place = place
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a node's call becomes.
+
+    Attributes:
+        op, target, args, kwargs: As in ``torch.fx.Node``.
+    """
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def lines_of(tensor: Tensor, dims: Sequence[int]) -> IntArray:
+    """Labels as an array of one row for each position outside ``dims``."""
+    rest = [d for d in range(tensor.dim()) if d not in dims]
+    moved = tensor.permute(*rest, *dims)
+    size = 1
+    for d in dims:
+        size *= tensor.shape[d]
+    result: IntArray = moved.reshape(-1, size).numpy()
+    return result
