@@ -192,7 +192,9 @@ def conform(gm: fx.GraphModule, model: nn.Module) -> None:
     modules = modules_by_name(model)
     for name, module in modules_by_name(gm).items():
         owner = name.removesuffix(TRAINING_FLAG).rstrip(".") if name.endswith(TRAINING_FLAG) else name
-        module.training = modules.get(owner, model).training
+        training = modules.get(owner, model).training
+        if module.training is not training:  # assigning is slow, and almost all are what they were
+            module.training = training
         original = modules.get(name)
         if original is not module:
             for buffer in module._buffers:

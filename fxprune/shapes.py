@@ -18,22 +18,12 @@ from torch import Tensor, nn
 from fxprune.formulas import ELEMENT_WISE, FORMULAS, META, convolved, element_wise, empty, empty_like
 from fxprune.nested import map_nested
 
-_SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
+_POINTWISE: frozenset[type[nn.Module]] = frozenset(
     {
-        nn.BatchNorm1d,
-        nn.BatchNorm2d,
-        nn.BatchNorm3d,
-        nn.SyncBatchNorm,
-        nn.InstanceNorm1d,
-        nn.InstanceNorm2d,
-        nn.InstanceNorm3d,
-        nn.GroupNorm,
-        nn.LayerNorm,
         nn.Identity,
         nn.ReLU,
         nn.ReLU6,
         nn.LeakyReLU,
-        nn.PReLU,
         nn.ELU,
         nn.SELU,
         nn.GELU,
@@ -45,7 +35,6 @@ _SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
         nn.Hardswish,
         nn.Hardtanh,
         nn.Softplus,
-        nn.Softmax,
         nn.Dropout,
         nn.Dropout1d,
         nn.Dropout2d,
@@ -53,6 +42,23 @@ _SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
         nn.AlphaDropout,
     }
 )
+"""Layers that take any shape and keep it."""
+_SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
+    {
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.SyncBatchNorm,
+        nn.InstanceNorm1d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+        nn.GroupNorm,
+        nn.LayerNorm,
+        nn.PReLU,
+        nn.Softmax,
+    }
+)
+"""Layers that keep the shape, if it is one that they take."""
 # Those whose meta kernels are slow; tensors among their other arguments have one entry for each channel.
 _SAME_SHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {F.batch_norm, F.instance_norm, F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.gelu, F.dropout}
@@ -109,6 +115,8 @@ class MetaRunner:
         kind = type(module)
         x = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(x, Tensor):
+            if kind in _POINTWISE and not module._forward_hooks:
+                return empty_like(x)
             if kind in _SAME_SHAPE and not module._forward_hooks and self._accepts(module, x):
                 return empty_like(x)
             if kind in _CONVOLUTIONS and not module._forward_hooks:
