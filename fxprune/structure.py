@@ -101,6 +101,25 @@ class Structure:
                 found.setdefault(int(kind), []).append(units)
         return found
 
+    @cached_property
+    def _needed(self) -> dict[int, list[IntArray]]:
+        """By group, the classes that hold all channels of a tensor, or of a piece of one, if all of them can go."""
+        owner = np.full(int(self.kind.max(initial=0)) + 1, -1)
+        owner[self.kind] = self.group
+        several = np.bincount(owner[owner >= 0], minlength=self.groups) > 1
+        rows: dict[bytes, IntArray] = {}
+        axes = {id(labels): labels.numpy() for labels in self.recorder.axes.values()}
+        for labels in (*axes.values(), *self.recorder.pieces) if several.any() else ():
+            kinds = np.unique(self.kind[self.unit[labels]])
+            rows.setdefault(kinds.tobytes(), kinds)
+        needed: dict[int, list[IntArray]] = {}
+        for kinds in rows.values():
+            groups = owner[kinds]
+            if (groups >= 0).all():
+                for group in np.unique(groups[several[groups]]):
+                    needed.setdefault(int(group), []).append(kinds[groups == group])
+        return needed
+
     def classes(self, group: int) -> Classes:
         """The classes of a group."""
         if group not in self._classes:
@@ -109,7 +128,9 @@ class Structure:
             sizes = np.bincount(index)
             several = len(kinds) > 1
             balance = _balance(self, kinds, sizes, group) if several else np.zeros((0, 1))
-            needs = _needs(self, kinds, group) if several else np.ones((1, 1))
+            needs = np.zeros((len(self._needed.get(group, ())), len(kinds)))
+            for row, found in zip(needs, self._needed.get(group, ()), strict=True):
+                row[np.searchsorted(kinds, found)] = 1
             self._classes[group] = Classes(index, sizes, balance, needs)
         return self._classes[group]
 
@@ -155,18 +176,3 @@ def _balance(structure: Structure, kinds: IntArray, sizes: IntArray, group: int)
         share = np.bincount(position[inside], minlength=len(blocks) * len(kinds)).reshape(len(blocks), -1)
         rows.append((share[1:] - share[:1]) / sizes)
     return np.concatenate(rows)
-
-
-def _needs(structure: Structure, kinds: IntArray, group: int) -> NDArray[np.float64]:
-    """One row for every tensor all of whose channels can go, or piece of one: which classes they are in."""
-    rows: dict[bytes, NDArray[np.float64]] = {}
-    named = [labels.numpy() for labels in structure.recorder.axes.values()]
-    for labels in (*named, *structure.recorder.pieces):
-        found = structure.unit[labels]
-        groups = structure.group[found]
-        if (groups < 0).any() or not (groups == group).any():
-            continue
-        row = np.zeros(len(kinds))
-        row[np.searchsorted(kinds, structure.kind[found[groups == group]])] = 1
-        rows.setdefault(row.tobytes(), row)
-    return np.array(list(rows.values())).reshape(-1, len(kinds))
