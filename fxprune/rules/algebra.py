@@ -6,6 +6,7 @@ __all__ = [
     "axis",
     "broadcast_shape",
     "contract",
+    "follow",
     "join",
     "meet",
     "only_axis",
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from fxprune.labels import POSITIONS, Labels, Layer, first_per_line
 from fxprune.reading import Reading
+from fxprune.vocabulary import Axis
 
 
 def place(labels: Tensor, dim: int, rank: int) -> Layer:
@@ -49,6 +51,17 @@ def axis(ctx: Reading, value: Labels, dim: int, text: str = "its channels are fi
         shape[dim] = -1
         ctx.tie(layer.tensor, line.reshape(shape))
     return line
+
+
+def follow(ctx: Reading, tensors: Sequence[Labels | None], line: Tensor) -> None:
+    """Tensors with one entry for each channel go with them."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.parameter:
+            ctx.consume(Axis(tensor.parameter, 0), ctx.layer_of(tensor.parameter), line, "follower")
+        else:
+            ctx.tie(axis(ctx, tensor, 0), line)
 
 
 def only_axis(ctx: Reading, value: Labels, dim: int, batch: Sequence[int], text: str) -> tuple[Tensor, list[Layer]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxprune.labels import Labels, Layer
 from fxprune.reading import Reading
-from fxprune.rules.algebra import axis, contract, meet, only_axis, place
+from fxprune.rules.algebra import axis, contract, follow, meet, only_axis, place
 from fxprune.rules.table import rule
 from fxprune.vocabulary import Axis, Declined
 
@@ -26,15 +26,6 @@ def _weight(ctx: Reading, module: Any, name: str) -> Labels:
 def _bias(ctx: Reading, module: Any) -> Labels | None:
     tensor = ctx.tensor_name(module, "bias")
     return None if tensor is None else Labels(ctx.shape_of(tensor), (), None, tensor)
-
-
-def _add_bias(ctx: Reading, bias: Labels | None, out: Tensor) -> None:
-    if bias is None:
-        return
-    if bias.parameter:
-        ctx.consume(Axis(bias.parameter, 0), ctx.layer_of(bias.parameter), out, "follower")
-    else:
-        ctx.tie(axis(ctx, bias, 0), out)
 
 
 def _made(labels: Tensor, channels: int, dim: int, rank: int) -> tuple[Layer, ...]:
@@ -93,7 +84,7 @@ def _convolve(
         in_axis = Axis(weight.parameter, in_dim, 1 if transposed else shared)
         out_axis = Axis(weight.parameter, out_dim, shared if transposed else 1)
         out = _grouped(ctx, line, weight, groups, in_axis, out_axis)
-    _add_bias(ctx, bias, out)
+    follow(ctx, [bias], out)
     ctx.attribute("in_channels", line)
     ctx.attribute("out_channels", out)
     full = ctx.output_shape()
@@ -210,7 +201,7 @@ def _linear(ctx: Reading, x: Labels, weight: Labels, bias: Labels | None) -> Lab
     layer = ctx.layer_of(weight.parameter)
     ctx.consume(Axis(weight.parameter, 1), layer, line, "consumer")
     out_line = ctx.produce(Axis(weight.parameter, 0), layer)
-    _add_bias(ctx, bias, out_line)
+    follow(ctx, [bias], out_line)
     ctx.attribute("in_features", line)
     ctx.attribute("out_features", out_line)
     return Labels(full, (*kept, *_made(out_line, weight.full[0], last, len(full))))
@@ -263,7 +254,7 @@ def _bilinear(ctx: Reading, a: Labels, b: Labels, weight: Labels, bias: Labels |
         ctx.consume(Axis(weight.parameter, position + 1), layer, line, "consumer")
         ctx.attribute(f"in{position + 1}_features", line)
     out = ctx.produce(Axis(weight.parameter, 0), layer)
-    _add_bias(ctx, bias, out)
+    follow(ctx, [bias], out)
     ctx.attribute("out_features", out)
     outer = meet(ctx, [Labels(full, tuple(others)) for others in kept], full)
     return Labels(full, (*outer.layers, *_made(out, weight.full[0], last, len(full))))

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from fxprune.labels import Labels
 from fxprune.reading import Reading
-from fxprune.rules.algebra import axis, meet, place, sum_of_powers
+from fxprune.rules.algebra import axis, follow, meet, place, sum_of_powers
 from fxprune.rules.table import rule
-from fxprune.vocabulary import Axis
 
 _NAMES = ("weight", "bias", "running_mean", "running_var")
 
@@ -29,21 +28,10 @@ def _named(ctx: Reading, module: nn.Module) -> list[Labels]:
     return found
 
 
-def _follow(ctx: Reading, tensors: Sequence[Labels | None], line: Tensor) -> None:
-    """Tensors with one entry for each channel go with them."""
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if tensor.parameter:
-            ctx.consume(Axis(tensor.parameter, 0), ctx.layer_of(tensor.parameter), line, "follower")
-        else:
-            ctx.tie(axis(ctx, tensor, 0), line)
-
-
 def _per_channel(ctx: Reading, x: Labels, tensors: Sequence[Labels | None], pooled: bool) -> tuple[Labels, Tensor]:
     x = ctx.labelled(x)
     line = axis(ctx, x, 1)
-    _follow(ctx, tensors, line)
+    follow(ctx, tensors, line)
     others = x.off([1])
     if pooled:
         ctx.inexact(others, [d for d in range(len(x.full)) if d != 1], "statistics over positions that can be removed")
