@@ -218,7 +218,8 @@ def _settle_columns(recorder: Recorder, rects: list[IntArray], unit: IntArray, g
     # What was tied since then may stand on both sides of a cut.
     given: list[Tie | Freeze] = [*recorder.ties, *recorder.freezes]
     own, _ = _components(recorder.count, [_pair(constraint) for constraint in given])
-    cuts = {units.tobytes(): units for units in (np.unique(own[piece]) for piece in recorder.pieces)}
+    lines = (*recorder.pieces, *(row for labels in rects for row in labels))  # what blocks hold is cut out as well
+    cuts = {units.tobytes(): units for units in (np.unique(own[line]) for line in lines)}
     known = {(labels.shape, unit[labels].tobytes()) for labels in rects}
     for labels in list(rects):
         for units in cuts.values():
