@@ -17,12 +17,14 @@ import itertools
 import json
 import math
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +43,11 @@ RATIO = 0.5
 STEPS = ("capture", "analysis", "plan", "rewrite")
 TOOLS = ("fxprune", "torch-pruning")
 BIG = ("convnext_large", "efficientnet_v2_l", "regnet_y_128gf", "vit_h_14", "vit_l_*")
+_PATIENCE = 100
+"""Seconds after which a tool is given up on a network."""
+
 _LIMIT = 20.0
+"""Seconds after which Torch-Pruning is measured once alone."""
 
 # What a network can make a pruner raise.
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -162,11 +168,30 @@ def measure(name: str, rounds: int, peer: bool) -> Timing:
 
 def _attempt(timing: Timing, tool: str, run: Callable[[], object]) -> None:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _patience():
             warnings.simplefilter("ignore")
             run()
-    except (*_FAILURES, fxprune.FxpruneError) as error:
+    except (*_FAILURES, TimeoutError, fxprune.FxpruneError) as error:
         timing.failures[tool] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Give up on what takes longer than a minute or two; where there are no signals, wait."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"not finished after {_PATIENCE} seconds")
+
+    if not hasattr(signal, "alarm"):
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(_PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def _status(key: str) -> int:
