@@ -240,16 +240,16 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 def table(timings: Sequence[Timing]) -> str:
     """A line for every network, as markdown."""
-    memory = any(t.memory for t in timings)
+    measured = [tool for tool in TOOLS if any(tool in t.memory for t in timings)]
     head = ["network", "forward", *STEPS, "fxprune", "passes", "Torch-Pruning", "factor"]
-    head += [f"{tool} +MiB" for tool in TOOLS] if memory else []
+    head += [f"{tool} +MiB" for tool in measured]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     for t in timings:
         steps = [f"{1e3 * statistics.median(s):.0f}" for s in zip(*t.steps, strict=True)] or [""] * len(STEPS)
         cells = [t.name, f"{1e3 * statistics.median(t.forward):.0f}", *steps]
         cells += [f"{1e3 * t.ours:.0f}", f"{t.passes:.2f}"] if t.steps else ["failed", ""]
         cells += [f"{1e3 * t.theirs:.0f}", f"{t.factor:.1f}"] if t.peer else [_peer_cell(t), ""]
-        cells += [f"{t.memory[tool]:.0f}" if tool in t.memory else "" for tool in TOOLS] if memory else []
+        cells += [f"{t.memory[tool]:.0f}" if tool in t.memory else "" for tool in measured]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -294,7 +294,7 @@ Torch-Pruning {peer}, batch 1 at 224 x 224, float32, ratio {ratio:g}, medians of
 *forward* is one pass of the dense network in evaluation mode without gradients; *fxprune* the sum of capture,
 analysis, plan and rewrite; *passes* that sum in forward passes; *Torch-Pruning* its dependency graph, group magnitude
 importance and pruning, on a copy made before; *factor* how many times as long it takes; *+MiB* the peak beyond the
-original and the result.
+original and the result. An empty cell was not measured.
 
 """
 
