@@ -8,7 +8,7 @@ smallest submodule that cannot be traced becomes one opaque node with its reason
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "adopt", "bind_example", "conform", "source_of", "trace", "value_of"]
+__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "adopt", "bind_example", "conform", "trace", "value_of"]
 
 import inspect
 import itertools
@@ -30,18 +30,6 @@ from fxprune.tracer import FAILURES, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-
-
-def source_of(node: fx.Node) -> str:
-    """Where a node comes from, for a message: its name, module path and source line."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(list(stack.values())), ("", None))[0] if stack else ""
-    parts = [f"node '{node.name}'"]
-    if path:
-        parts.append(f"in module '{path}'")
-    if node.meta.get("source"):
-        parts.append(f"at {node.meta['source']}")
-    return " ".join(parts)
 
 
 def bind_example(model: nn.Module, example_inputs: Example) -> dict[str, Any]:

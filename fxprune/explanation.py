@@ -13,10 +13,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from torch import fx
 
-from fxprune.capture import source_of
 from fxprune.labels import IntArray, Labels, Reason
 from fxprune.records import Freeze, Tie, numbers
 from fxprune.relations import relations
+from fxprune.sources import source_of
 from fxprune.structure import Structure
 from fxprune.vocabulary import Use, labels_in
 

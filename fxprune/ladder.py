@@ -22,7 +22,8 @@ from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.modes import FOLLOWS, OPPOSES, Differ, Mode, counters, merge
 from fxprune.opaque import Closed, OpaqueCall, Probed, Spy, blank_copy, enclosing, holds_proxy, map_leaves, probe
 from fxprune.proxies import ValueProxy
-from fxprune.tracer import FAILURES, CaptureTracer, twin_of, user_frame
+from fxprune.sources import user_frame
+from fxprune.tracer import FAILURES, CaptureTracer, twin_of
 from fxprune.training import Flag, mode_of
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")

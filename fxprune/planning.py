@@ -52,7 +52,7 @@ def plan_channels(
 
     Returns:
         The plan. A group of n units keeps ``int(round(n * (1 - ratio)))``, never fewer than 1; groups whose blocks
-        must stay equal keep the nearest number that allows it.
+        must stay equal keep a number near it that allows that, and in every layer a share near its own.
 
     Raises:
         ArgumentError: A ratio outside [0, 1) or NaN, a sequence of the wrong length, two ratios for one group.

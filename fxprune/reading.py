@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.aliasing import copied, written_later
-from fxprune.capture import source_of
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
 from fxprune.nested import leaves, map_nested, modules_by_name
 from fxprune.rules.table import RULES, Rule, rule_for
 from fxprune.shapes import MetaRunner
+from fxprune.sources import source_of
 from fxprune.vocabulary import Vocabulary, apart, labels_in
 
 # What a rule can raise when it meets arguments that it does not expect.

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from fxprune.capture import source_of, value_of
+from fxprune.capture import value_of
 from fxprune.errors import InternalError
 from fxprune.fitting import fitted_layer
 from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, broadcast, spread
@@ -25,6 +25,7 @@ from fxprune.reading import Reading
 from fxprune.recorder import Recorder
 from fxprune.records import Change, Conflict, Moved, lines_of, numbers
 from fxprune.rules.table import Rule
+from fxprune.sources import source_of
 from fxprune.spelling import Recomputed, Scaled, labels_free, merge, moved_records, restored, shapes_left
 from fxprune.vocabulary import Axis, Call, Declined, apart, axis_length, labels_in
 

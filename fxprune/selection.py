@@ -47,8 +47,8 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: FloatArray, needs
         needs: One row of 0 and 1 for each set of classes of which one unit must stay; each class by itself if None.
 
     Returns:
-        Counts up to the sizes, their sum as near to what is wanted as can be; found by rounding, or else by an integer
-        program (SciPy's HiGHS).
+        Counts up to the sizes, near to what is wanted in each class and, counting :data:`_SUM` times as much, in the
+        sum; found by rounding, or else by an integer program (SciPy's HiGHS).
     """
     n = len(sizes)
     needs = np.eye(n) if needs is None else needs

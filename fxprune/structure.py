@@ -135,7 +135,7 @@ class Structure:
         return self._classes[group]
 
     def escalate(self, labels: IntArray, node: str, place: str) -> Refinement:
-        """Answer a conflict: first tell pieces apart, then give up choices of single blocks, then freeze."""
+        """Answer a conflict: tell pieces apart, cut columns, then give up choices of single blocks, then freeze."""
         refinement = self.refinement
         if not refinement.pieces:
             return replace(refinement, pieces=True)

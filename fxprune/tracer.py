@@ -5,7 +5,7 @@ Which layers are leaves is the leaf policy; everything built of layers is traced
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "CaptureTracer", "twin_of", "user_frame", "value_of"]
+__all__ = ["FAILURES", "CaptureTracer", "twin_of", "value_of"]
 
 import builtins
 import copy
@@ -13,13 +13,8 @@ import dataclasses
 import functools
 import inspect
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cache
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -39,6 +34,7 @@ from fxprune.opaque import (
 from fxprune.proxies import ValueProxy
 from fxprune.shapes import MetaRunner, to_meta
 from fxprune.signature import holds_tensor, is_literal
+from fxprune.sources import user_frame
 from fxprune.training import TRAINING_FLAG, Flag
 
 FAILURES = (
@@ -374,23 +370,3 @@ def _keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
     """Whether a subclass computes what its base does: it overrides none of the methods that torch's layers run."""
     names = ("forward", "_conv_forward", "_check_input_dim", "__call__")
     return all(getattr(kind, name, None) is getattr(base, name, None) for name in names)
-
-
-_OURS = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
-
-
-@cache
-def _shown(file: str) -> str:
-    """A source file's name for a message; empty for those of torch and of this package."""
-    return "" if file.startswith((*_OURS, "<")) else "/".join(Path(file).parts[-2:])
-
-
-def user_frame() -> str:
-    """Where the traced code is, as ``folder/file:line``."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        name = _shown(frame.f_code.co_filename)
-        if name:
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

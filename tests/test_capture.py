@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from networks import Net, holds, images, same, sizes, survives
 from torch import Tensor, fx, nn
 
-from fxprune.capture import TRAINING_FLAG, source_of, trace, value_of
+from fxprune.capture import TRAINING_FLAG, trace, value_of
 from fxprune.errors import TraceError
 from fxprune.models import ZOO, example_inputs, randomize
+from fxprune.sources import source_of
 
 REPEATS = {"multihead_attention": 1e-6}
 """Networks of which a layer is written out: the same sums, not always in the same order."""
