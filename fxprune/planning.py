@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["plan_channels", "plan_sorting"]
+__all__ = ["kept_by_ratio", "plan_channels", "plan_sorting"]
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -133,6 +133,31 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
             deps = deps.refined(structure)
             kept = np.ones(structure.units, dtype=bool)
     raise InternalError(f"no order could be carried out: {place}")
+
+
+def kept_by_ratio(
+    deps: DependencyGraph, ratios: Iterable[float], criterion: Criterion = "input-l2"
+) -> dict[float, NDArray[np.bool_]]:
+    """What plans of different ratios keep, in the units of one dependency graph.
+
+    Args:
+        deps: The dependency graph.
+        ratios: Ratios for all groups.
+        criterion: As for :func:`plan_channels`.
+
+    Returns:
+        For each ratio, whether each unit of ``deps`` stays, shape ``(units,)``; all where nothing can be removed.
+    """
+    structure = deps.structure
+    found = {}
+    for ratio in ratios:
+        try:
+            plan = plan_channels(deps, ratio, criterion)
+        except NothingToPruneError:
+            found[ratio] = np.ones(structure.units, dtype=bool)
+        else:
+            found[ratio] = structure.kept_in(plan.structure, plan.kept)
+    return found
 
 
 def check_graph(deps: object, function: str) -> None:

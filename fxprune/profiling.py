@@ -21,6 +21,7 @@ from fxprune.capture import Example, bind_example
 from fxprune.errors import ArgumentError, TraceError, WeightError
 from fxprune.masks import weight_places
 from fxprune.parametrizing import fold_masks
+from fxprune.training import evaluation_mode
 
 # What a model's forward can raise when the inputs do not fit it.
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -230,7 +231,7 @@ def measure_latency(
     bind_example(model, example_inputs)
     call = _Call.of(model, example_inputs)
     times: list[float] = []
-    with torch.no_grad(), _evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         _try(call, model)
         for _ in range(warmup):
             call(*call.tensors)
@@ -311,17 +312,6 @@ def _count_parameters(model: nn.Module) -> dict[str, int]:
         "size_bytes": size,
         "nonzero_bytes": nonzero_size,
     }
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _synchronise(device: torch.device) -> None:

@@ -84,6 +84,12 @@ class Structure:
         """Whether each label is kept, given whether each unit is."""
         return kept[self.unit]
 
+    def kept_in(self, other: Structure, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether each unit of this structure stays, given that of a refinement, whose units are unions of these."""
+        label = np.zeros(self.units, dtype=np.int64)
+        label[self.unit[::-1]] = np.arange(len(self.unit))[::-1]
+        return kept[other.unit[label]]
+
     @cached_property
     def pieces(self) -> dict[int, list[IntArray]]:
         """By class, sets of its units of which one must stay: the channels of tensors that are parts of others."""

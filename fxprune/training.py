@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["TRAINING_FLAG", "Flag", "TrainingState", "mode_of"]
+__all__ = ["TRAINING_FLAG", "Flag", "TrainingState", "evaluation_mode", "mode_of"]
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -51,3 +54,15 @@ def mode_of(module: nn.Module) -> bool:
     """Whether a module is in training mode; asking for it is no decision."""
     mode = module.training
     return mode.on if isinstance(mode, Flag) else bool(mode)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a while; every module's own mode is put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
