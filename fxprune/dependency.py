@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["ChannelGroup", "DependencyGraph"]
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -84,7 +84,17 @@ class DependencyGraph:
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """All groups, those that can be pruned in the order of the data first, then the frozen ones."""
-        return _named(_groups(self.structure, self.explainer))
+        return _named(_groups(self.structure, self.explainer, self.owners, self._frozen[1]))
+
+    @cached_property
+    def owners(self) -> IntArray:
+        """For each label the number of its group in :attr:`groups`, or -1 where no layer makes it."""
+        group = self.structure.group[self.structure.unit]
+        return np.where(group >= 0, group, self._frozen[0][self.explainer.parts])
+
+    @cached_property
+    def _frozen(self) -> tuple[IntArray, list[int]]:
+        return _frozen_groups(self.structure, self.explainer)
 
     def whole_heads(self) -> DependencyGraph:
         """The same graph with every head of an attention as one unit, in place of its single dimensions.
@@ -249,13 +259,12 @@ def _named(groups: Iterable[ChannelGroup]) -> tuple[ChannelGroup, ...]:
     return tuple(result)
 
 
-def _groups(structure: Structure, explainer: Explainer) -> Iterable[ChannelGroup]:
-    frozen, causes = _frozen_groups(structure, explainer)
+def _groups(
+    structure: Structure, explainer: Explainer, owners: IntArray, causes: Sequence[int]
+) -> Iterable[ChannelGroup]:
     roles: dict[int, dict[str, dict[str, None]]] = {}
     for use in explainer.uses:
-        labels = numbers(use.labels)
-        group = structure.group[structure.unit[labels]]
-        owner = np.where(group >= 0, group, frozen[explainer.parts[labels]])
+        owner = owners[numbers(use.labels)]
         for found in np.unique(owner[owner >= 0]).tolist():
             roles.setdefault(found, {}).setdefault(use.role, {})[use.layer] = None
     for number in range(structure.groups + len(causes)):
@@ -264,7 +273,7 @@ def _groups(structure: Structure, explainer: Explainer) -> Iterable[ChannelGroup
         if number < structure.groups:
             size = len(structure.members[number])
         else:
-            size = int(np.count_nonzero(frozen == number))
+            size = len(np.unique(explainer.parts[owners == number]))
             reason = str(explainer.reason(causes[number - structure.groups]))
         producers = tuple(members.get("producer", {}))
         followers = tuple(name for name in members.get("follower", {}) if name not in producers)

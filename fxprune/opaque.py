@@ -59,6 +59,11 @@ class OpaqueCall(nn.Module):
         super().__init__()
         self._held = (_Bound(function, owner),)  # in a tuple, so that nothing of it is registered
 
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        return str(getattr(self._held[0].function, "__name__", type(self._held[0].function).__name__))
+
     def forward(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """What the original code gives, in the mode that this module is in."""
         bound = self._held[0]

@@ -1,0 +1,5 @@
+"""Pictures of a network: what is coupled with what, what can go, and what went."""
+
+from fxprune.drawing.scene import Block, Scene
+
+__all__ = ["Block", "Scene"]
