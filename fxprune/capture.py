@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.aliasing import writes
+from fxprune.assembly import assembled
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.isolation import CodeTracer, patched, unchanged
@@ -145,7 +146,7 @@ def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModu
         elif node.op == "get_attr":
             root[str(node.target)] = tracer.tensors[str(node.target)]
     graph._tracer_cls = CodeTracer  # unpickling traces the generated code again, and needs no values for that
-    gm = fx.GraphModule(root, graph, type(model).__name__)
+    gm = assembled(root, graph, type(model).__name__)
     adopt(gm, model)
     conform(gm, model)
     return gm

@@ -98,23 +98,18 @@ class Ladder(CaptureTracer):
         if self.evaluating or id(m) not in self.installed:  # one that the forward makes has no name to call it by
             return forward(*args, **kwargs)
         if self.is_leaf_module(m, ""):
-            return super().call_module(m, forward, args, kwargs)
+            return self.within(m, lambda path: self.create_proxy("call_module", path, args, kwargs))
         last = next(iter(reversed(self.graph.nodes)))
-        stack, scope = dict(self.module_stack), (self.scope.module_path, self.scope.module_type)
-        path = self.path_of_module(m)
         try:
             decomposed = DECOMPOSITIONS.get(type(m))
             if decomposed is not None:
-                return super().call_module(m, lambda *a, **k: decomposed(m, *a, **k), args, kwargs)
-            traced = super().call_module
-            return self._in_both_modes(m, last, lambda: traced(m, forward, args, kwargs))
+                return self.within(m, lambda _: decomposed(m, *args, **kwargs))
+            return self._in_both_modes(m, last, lambda: self.within(m, lambda _: forward(*args, **kwargs)))
         except FAILURES as error:
+            path = self.path_of_module(m)
             self.note_failure(path, error)
             self.try_again(error)
             self.take_back(last)
-            self.module_stack.clear()
-            self.module_stack.update(stack)
-            self.scope.module_path, self.scope.module_type = scope
             proxy = self._opaque(path, args, kwargs, self._probe_module(m, args, kwargs), self.reason(error))
             self.failure = None
             return proxy

@@ -9,17 +9,23 @@ __all__ = ["WRITERS", "ValueAttribute", "ValueProxy", "WritingProxy"]
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sized
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import is_tensor_method_or_property
 
 from fxprune.conversion import notice
 from fxprune.errors import TraceError
+from fxprune.nested import leaves
 
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
 """Operators that write into their first operand."""
+
+
+_FUNCTIONS = frozenset((FunctionType, BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType))
 
 
 class WritingProxy(fx.Proxy):
@@ -45,6 +51,18 @@ for _name in _IN_PLACE:
 
 class ValueProxy(WritingProxy):
     """A proxy that knows the value it would have for the example inputs, tensors being on the meta device."""
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Record a call of a function or method; torch.fx knows of more that can be called."""
+        if type(orig_method) not in _FUNCTIONS:
+            return super().__torch_function__(orig_method, types, args, kwargs)
+        kwargs = kwargs or {}
+        tracer = next(leaf.tracer for leaf in leaves((args, kwargs)) if issubclass(type(leaf), fx.Proxy))
+        name = orig_method.__name__
+        if is_tensor_method_or_property(orig_method):
+            return tracer.create_proxy("call_method", name, args, kwargs)
+        return tracer.create_proxy("call_function", orig_method, args, kwargs, tracer.graph._target_to_str(name))
 
     @property
     def value(self) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.assembly import assembled, copied_graph
 from fxprune.capture import TRAINING_FLAG, adopt, conform
 from fxprune.errors import ArgumentError
 from fxprune.labels import IntArray
@@ -41,7 +42,7 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     # A graph module makes itself the owner of its graph, and what says the mode belongs to the traced module.
     root = _targets(gm, model)
     root.update({name: copy.deepcopy(state) for name, state in root.items() if name.endswith(TRAINING_FLAG)})
-    over = fx.GraphModule(root, copy.deepcopy(gm.graph), gm.__class__.__name__)
+    over = assembled(root, copied_graph(gm.graph), gm.__class__.__name__)
     adopt(over, model)
     conform(over, model)
     return over
@@ -200,9 +201,9 @@ def rebuild(
             if path in replaced:
                 memo[id(tensor)] = _replacement(tensor, cut(tensor, replaced[path]))
     root = {name: _copy(value, memo) for name, value in targets.items()}
-    graph = copy.deepcopy(gm.graph)
+    graph = copied_graph(gm.graph)
     edit(graph)
-    result = fx.GraphModule(root, graph, gm.__class__.__name__)
+    result = assembled(root, graph, gm.__class__.__name__)
     adopt(result, model, lambda value: _copy(value, memo))
     conform(result, model)
     return result

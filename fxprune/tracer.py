@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _orig_module_call
 
 from fxprune.arguments import in_order
+from fxprune.assembly import append_node
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.errors import TraceError
 from fxprune.nested import modules_by_name, tensors_by_name
@@ -102,6 +103,7 @@ class CaptureTracer(fx.Tracer):
         self.evaluating = False
         self.originals: dict[str, Any] = {}
         self._varying = False
+        self._leaves: dict[type[nn.Module], bool] = {}
 
     # What torch.fx asks of a tracer -----------------------------------------------------------------------------------
 
@@ -170,13 +172,30 @@ class CaptureTracer(fx.Tracer):
         made.node.meta["opaque"] = f"an object of class {kind.__name__} is made"
         return made.node
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
+    ) -> fx.Node:
+        """A node that knows the modules in which it is."""
+        node = append_node(self.graph, kind, target, args, kwargs, name, type_expr)
+        if self.module_stack:
+            node.meta["nn_module_stack"] = dict(self.module_stack)
+        return node
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: Any,
+        kwargs: Any,
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> Any:
         """Record the call, and find its value."""
         with self.unpatched():
             if kwargs:
                 args, kwargs = self._in_order(kind, target, args, kwargs)
-            proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-            node = proxy.node
+            node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
             self.evaluating = True  # a layer that runs on meta tensors is not to be traced
             try:
                 node.meta["val"] = self._evaluate(node, value_of)
@@ -190,16 +209,34 @@ class CaptureTracer(fx.Tracer):
             finally:
                 self.evaluating = False
         node.meta["source"] = user_frame()
-        return proxy
+        return (proxy_factory_fn or self.proxy)(node)
+
+    def within(self, module: nn.Module, run: Callable[[str], Any]) -> Any:
+        """Run something inside a module, which all nodes that it makes are then said to be in.
+
+        Args:
+            module: A module of the model.
+            run: Called with the name of the module.
+        """
+        path, kind = self.path_of_module(module), type(module)
+        before = self.scope.module_path, self.scope.module_type
+        calls = self.num_calls.get(path, 0)
+        self.num_calls[path] = calls + 1
+        self.module_stack[f"{path}@{calls}" if calls else path] = (path, kind)
+        self.scope.module_path, self.scope.module_type = path, kind
+        try:
+            return run(path)
+        finally:
+            self.scope.module_path, self.scope.module_type = before
+            self.module_stack.popitem()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Torch's own layers are leaves, unless they are built of others; a subclass is one if it keeps the forward."""
-        if isinstance(m, _CONTAINERS) or type(m) in DECOMPOSITIONS:
-            return False
-        for base in type(m).__mro__:
-            if base.__module__.startswith(("torch.nn", "torch.ao.nn")):
-                return base is not nn.Module and (type(m) is base or _keeps_forward(type(m), base))
-        return isinstance(m, torch.jit.ScriptModule)
+        kind = type(m)
+        known = self._leaves.get(kind)
+        if known is None:
+            known = self._leaves[kind] = _is_leaf(kind)
+        return known
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers that the traced code touches become ``get_attr`` nodes."""
@@ -221,14 +258,13 @@ class CaptureTracer(fx.Tracer):
     @contextmanager
     def unpatched(self) -> Iterator[None]:
         """Python's own functions, where there is none of the user's code that they could mislead."""
-        patches = {name: getattr(builtins, name) for name in self.originals}
-        for name, function in self.originals.items():
-            setattr(builtins, name, function)
+        names = vars(builtins)
+        patches = {name: names[name] for name in self.originals}
+        names.update(self.originals)
         try:
             yield
         finally:
-            for name, function in patches.items():
-                setattr(builtins, name, function)
+            names.update(patches)
 
     def tensor_node(self, tensor: Tensor) -> ValueProxy:
         """A tensor of the model, or one that belongs to no module, as a value of the graph."""
@@ -364,6 +400,15 @@ def value_of(node: fx.Node) -> Any:
 def twin_of(node: fx.Node) -> Any:
     """Another value that a traced node could have, if it depends on more than shapes; else the same one."""
     return node.meta.get("twin", node.meta.get("val"))
+
+
+def _is_leaf(kind: type[nn.Module]) -> bool:
+    if issubclass(kind, _CONTAINERS) or kind in DECOMPOSITIONS:
+        return False
+    for base in kind.__mro__:
+        if base.__module__.startswith(("torch.nn", "torch.ao.nn")):
+            return base is not nn.Module and (kind is base or _keeps_forward(kind, base))
+    return issubclass(kind, torch.jit.ScriptModule)
 
 
 def _keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
