@@ -5,6 +5,7 @@ gives a new ``torch.fx.GraphModule`` that computes what the original computes wi
 """
 
 from fxprune import models, passes
+from fxprune.allocation import Budget, LatencyTable
 from fxprune.api import prune_channels
 from fxprune.capture import trace
 from fxprune.dependency import ChannelGroup, DependencyGraph
@@ -30,12 +31,14 @@ from fxprune.verification import Proof, verify
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "Budget",
     "ChannelGroup",
     "ChannelPlan",
     "DependencyGraph",
     "FrozenLayerError",
     "FxpruneError",
     "InternalError",
+    "LatencyTable",
     "LayerPlan",
     "NothingToPruneError",
     "Profile",

@@ -12,24 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.allocation import Budget
 from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentTypeError, TraceError, UnknownNameError, nearest_names
 from fxprune.planning import plan_channels
 from fxprune.ratios import Ratio
+from fxprune.sensitivity import Sensitivity
 
 
 def prune_channels(
     model: nn.Module,
     example_inputs: Example,
-    ratio: Ratio = 0.3,
+    ratio: Ratio | None = None,
     criterion: Criterion = "input-l2",
     scope: str = "group",
     exclude: Iterable[str] = (),
     round_to: int = 1,
     submodule: str | None = None,
     heads: bool = False,
+    *,
+    budget: Budget | None = None,
+    allocation: str | Sensitivity | None = None,
+    min_channels: int | Mapping[str, int] = 1,
 ) -> nn.Module:
     """Trace a model, plan, and rewrite.
 
@@ -44,6 +50,9 @@ def prune_channels(
         submodule: Name of one part, such as ``"backbone"``, to prune in place of the whole; names in ``ratio`` and
             ``exclude`` are then relative to it. What goes in and out of the part keeps its shape.
         heads: Remove whole heads of attentions in place of dimensions of every head.
+        budget: What the network may cost, in place of a ratio; with ``submodule`` that of the part.
+        allocation: How the budget is shared out, as for :func:`fxprune.plan_channels`.
+        min_channels: The fewest units that a group keeps, likewise.
 
     Returns:
         A new ``torch.fx.GraphModule`` with fewer channels; with ``submodule``, a copy of the model in which that part
@@ -56,12 +65,16 @@ def prune_channels(
     Example:
         >>> small = prune_channels(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224), ratio=0.5)
     """
+    more = {"budget": budget, "allocation": allocation, "min_channels": min_channels}
     if submodule is not None:
         part, inputs = _part(model, example_inputs, submodule)
-        small = prune_channels(part, inputs, ratio, criterion, scope, exclude, round_to, heads=heads)
+        small = _prune(part, inputs, ratio, criterion, scope, exclude, round_to, heads, **more)
         return copy.deepcopy(model, {id(part): small})
-    deps = DependencyGraph.from_model(model, example_inputs)
-    return plan_channels(deps, ratio, criterion, scope, exclude, round_to, heads).apply(model)
+    return _prune(model, example_inputs, ratio, criterion, scope, exclude, round_to, heads, **more)
+
+
+def _prune(model: nn.Module, example_inputs: Example, *args: Any, **more: Any) -> nn.Module:
+    return plan_channels(DependencyGraph.from_model(model, example_inputs), *args, **more).apply(model)
 
 
 class _Reached(BaseException):

@@ -7,7 +7,7 @@ evaluating them takes microseconds.
 
 from __future__ import annotations
 
-__all__ = ["Costs"]
+__all__ = ["Costs", "Terms"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,10 @@ from torch import fx
 from fxprune.counting import Dims, Product, counted_products
 from fxprune.errors import ArgumentError
 from fxprune.labels import IntArray, Labels
+from fxprune.nested import modules_by_name
 from fxprune.records import numbers
 from fxprune.structure import Structure
-from fxprune.vocabulary import Axis
+from fxprune.vocabulary import Axis, labels_in
 
 if TYPE_CHECKING:
     from fxprune.dependency import DependencyGraph
@@ -34,21 +35,23 @@ BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class _Terms:
+class Terms:
     """A sum of products of dimensions.
 
     Attributes:
         layer: For each product, the index of the layer that it belongs to.
         factor: What its dimensions are multiplied by.
-        dims: Its dimensions, shape ``(products, most)``, filled up with the dimension 0, which is 1.
+        dims: Its dimensions, indices into the sizes of all, shape ``(products, most)``; filled up with the dimension 0,
+            which is 1.
     """
 
     layer: IntArray
-    factor: IntArray
+    factor: NDArray[Any]
     dims: IntArray
 
     @classmethod
-    def of(cls, found: Sequence[tuple[int, int, Dims]]) -> _Terms:
+    def of(cls, found: Sequence[tuple[int, int, Dims]]) -> Terms:
+        """Collect products, each given as layer, factor and dimensions."""
         most = max((len(dims) for _, _, dims in found), default=0)
         table = np.zeros((len(found), most), dtype=np.int64)
         for row, (_, _, dims) in zip(table, found, strict=True):
@@ -56,9 +59,9 @@ class _Terms:
         layer, factor = (np.array([entry[i] for entry in found], dtype=np.int64) for i in (0, 1))
         return cls(layer, factor, table)
 
-    def values(self, sizes: IntArray) -> IntArray:
-        """Each product."""
-        result: IntArray = self.factor * sizes[self.dims].prod(axis=1)
+    def values(self, sizes: IntArray) -> NDArray[Any]:
+        """Each product, given the sizes of all dimensions."""
+        result: NDArray[Any] = self.factor * sizes[self.dims].prod(axis=1)
         return result
 
 
@@ -73,25 +76,31 @@ class Costs:
         structure: Units and groups.
         layers: The layers, and the operators that compute, by name in the order of the data.
         uncounted: Nodes that only real values can run; their multiply-accumulates are left out.
+        terms: By ``"macs"`` and ``"parameters"``, the products of dimensions whose sum they are; with ``traffic`` also
+            ``"traffic"``, the elements that the nodes :attr:`calls` read and write, and ``"work"``, their
+            multiply-accumulates, each by the node's index in :attr:`calls`.
+        calls: Names of the nodes that compute, if ``traffic`` was asked for.
+        fixed, units: The size of every dimension is ``fixed + units @ kept``.
     """
 
     structure: Structure
     layers: tuple[str, ...]
     uncounted: tuple[str, ...]
-    _macs: _Terms
-    _parameters: _Terms
+    terms: Mapping[str, Terms]
+    calls: tuple[str, ...]
+    fixed: IntArray
+    units: csr_array
     _bytes: IntArray
-    _fixed: IntArray
-    _units: csr_array
 
     @classmethod
-    def of(cls, deps: DependencyGraph) -> Costs:
+    def of(cls, deps: DependencyGraph, traffic: bool = False) -> Costs:
         """Derive the costs of a network.
 
         Args:
             deps: Its dependency graph; the weights may be on the meta device.
+            traffic: Whether to know what every node reads and writes as well.
         """
-        return _Builder(deps.gm, deps.structure).build()
+        return _Builder(deps.gm, deps.structure).build(traffic)
 
     def macs(self, kept: BoolArray | None = None) -> int:
         """Multiply-accumulates if some units are kept.
@@ -102,23 +111,23 @@ class Costs:
         Raises:
             ArgumentError: ``kept`` has another shape.
         """
-        return int(self._macs.values(self._sizes(kept)).sum())
+        return int(self.terms["macs"].values(self.sizes(kept)).sum())
 
     def parameters(self, kept: BoolArray | None = None) -> int:
         """Elements of all parameters, a shared one once; ``kept`` as for :meth:`macs`."""
-        return int(self._parameters.values(self._sizes(kept)).sum())
+        return int(self.terms["parameters"].values(self.sizes(kept)).sum())
 
     def size_bytes(self, kept: BoolArray | None = None) -> int:
         """Bytes of all parameters in their own dtype; ``kept`` as for :meth:`macs`."""
-        return int((self._parameters.values(self._sizes(kept)) * self._bytes).sum())
+        return int((self.terms["parameters"].values(self.sizes(kept)) * self._bytes).sum())
 
     def macs_by_layer(self, kept: BoolArray | None = None) -> IntArray:
         """Multiply-accumulates of each of :attr:`layers`; ``kept`` as for :meth:`macs`."""
-        return self._by_layer(self._macs, kept)
+        return self._by_layer(self.terms["macs"], kept)
 
     def parameters_by_layer(self, kept: BoolArray | None = None) -> IntArray:
         """Parameters of each of :attr:`layers`; ``kept`` as for :meth:`macs`."""
-        return self._by_layer(self._parameters, kept)
+        return self._by_layer(self.terms["parameters"], kept)
 
     def as_dict(self, kept: Mapping[float, BoolArray]) -> dict[str, Any]:
         """The same as plain data, for a page that computes costs by itself.
@@ -136,11 +145,11 @@ class Costs:
         described: list[dict[str, Any]] = []
         masks = [self._checked(mask) for mask in kept.values()]
         dimensions = []
-        for row in range(len(self._fixed)):
-            start, stop = self._units.indptr[row : row + 2]
-            units, counts = self._units.indices[start:stop], self._units.data[start:stop]
+        for row in range(len(self.fixed)):
+            start, stop = self.units.indptr[row : row + 2]
+            units, counts = self.units.indices[start:stop], self.units.data[start:stop]
             owners = self.structure.group[units]
-            dimension = [int(self._fixed[row])]
+            dimension = [int(self.fixed[row])]
             for group in np.unique(owners).tolist():
                 inside = owners == group
                 key = group, np.stack([units[inside], counts[inside]]).tobytes()
@@ -150,7 +159,7 @@ class Costs:
                     described.append({"group": group, "size": int(counts[inside].sum()), "kept": left})
                 dimension.append(parts[key])
             dimensions.append(dimension)
-        terms = {name: _listed(terms) for name, terms in (("macs", self._macs), ("parameters", self._parameters))}
+        terms = {name: _listed(self.terms[name]) for name in ("macs", "parameters")}
         return {
             "ratios": list(kept),
             "parts": described,
@@ -159,20 +168,22 @@ class Costs:
             **terms,
         }
 
-    def _by_layer(self, terms: _Terms, kept: BoolArray | None) -> IntArray:
+    def _by_layer(self, terms: Terms, kept: BoolArray | None) -> IntArray:
         totals = np.zeros(len(self.layers), dtype=np.int64)
-        np.add.at(totals, terms.layer, terms.values(self._sizes(kept)))
+        np.add.at(totals, terms.layer, terms.values(self.sizes(kept)))
         return totals
 
-    def _sizes(self, kept: BoolArray | None) -> IntArray:
+    def sizes(self, kept: BoolArray | None = None) -> IntArray:
+        """The size of every dimension; ``kept`` as for :meth:`macs`."""
         if kept is None:
-            return self._whole
-        sizes: IntArray = self._fixed + self._units @ self._checked(kept).astype(np.int64)
+            return self.whole
+        sizes: IntArray = self.fixed + self.units @ self._checked(kept).astype(np.int64)
         return sizes
 
     @cached_property
-    def _whole(self) -> IntArray:
-        sizes: IntArray = self._fixed + self._units @ np.ones(self.structure.units, dtype=np.int64)
+    def whole(self) -> IntArray:
+        """The size of every dimension of the original network."""
+        sizes: IntArray = self.fixed + self.units @ np.ones(self.structure.units, dtype=np.int64)
         return sizes
 
     def _checked(self, kept: BoolArray) -> BoolArray:
@@ -184,7 +195,7 @@ class Costs:
         return kept
 
 
-def _listed(terms: _Terms) -> list[list[int]]:
+def _listed(terms: Terms) -> list[list[int]]:
     rows = zip(terms.layer.tolist(), terms.factor.tolist(), terms.dims.tolist(), strict=True)
     return [[layer, factor, *(d for d in dims if d)] for layer, factor, dims in rows]
 
@@ -201,7 +212,7 @@ class _Builder:
         self._known: dict[Any, int] = {}
         self.constant(1)  # so that products can be filled up with dimension 0
 
-    def build(self) -> Costs:
+    def build(self, traffic: bool) -> Costs:
         recorder = self.structure.recorder
         products, unknown = counted_products(
             self.gm, recorder.values, self.of_labels, self.of_parameter, lambda sizes: tuple(map(self.constant, sizes))
@@ -216,6 +227,11 @@ class _Builder:
                 layer = recorder.layer_of(recorder.canonical_of(name))
                 parameters.append((layers.setdefault(layer, len(layers)), 1, self.of_parameter(name)))
                 element.append(tensor.element_size())
+        terms = {"macs": Terms.of(macs), "parameters": Terms.of(parameters)}
+        calls: dict[str, int] = {}
+        if traffic:
+            terms["traffic"] = Terms.of(self._traffic(calls))
+            terms["work"] = Terms.of([(calls[p.node.name], *self._split(p)) for p in products if p.node.name in calls])
         lengths = [len(units) for units, _ in self.rows]
         units = csr_array(
             (
@@ -229,12 +245,32 @@ class _Builder:
             self.structure,
             tuple(layers),
             tuple(node.name for node in unknown),
-            _Terms.of(macs),
-            _Terms.of(parameters),
-            np.array(element, dtype=np.int64),
+            terms,
+            tuple(calls),
             np.array(self.fixed, dtype=np.int64),
             units,
+            np.array(element, dtype=np.int64),
         )
+
+    def _traffic(self, calls: dict[str, int]) -> list[tuple[int, int, Dims]]:
+        """The elements of every tensor that a call gets, holds and gives."""
+        found: list[tuple[int, int, Dims]] = []
+        modules = modules_by_name(self.gm)
+        values = self.structure.recorder.values
+        for node in self.gm.graph.nodes:
+            given = labels_in(values.get(node))
+            if node.op not in ("call_module", "call_function", "call_method") or not given:
+                continue
+            call = calls.setdefault(node.name, len(calls))
+            given += [labels for argument in node.all_input_nodes for labels in labels_in(values.get(argument))]
+            found += [(call, 1, self.of_labels(labels)) for labels in given if not labels.parameter]
+            held = (
+                [f"{node.target}.{name}" for name, _ in modules[str(node.target)].named_parameters()]
+                if (node.op == "call_module")
+                else [labels.parameter for labels in given if labels.parameter]
+            )
+            found += [(call, 1, self.of_parameter(name)) for name in held]
+        return found
 
     def _layer(self, product: Product, layers: dict[str, int]) -> int:
         node = product.node

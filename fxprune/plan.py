@@ -22,6 +22,7 @@ from fxprune.structure import Structure
 from fxprune.vocabulary import Axis
 
 if TYPE_CHECKING:
+    from fxprune.allocation.budget import Allocation
     from fxprune.dependency import DependencyGraph
 
 
@@ -66,6 +67,7 @@ class ChannelPlan:
         structure: The analysis that it follows from.
         kept: Whether each unit stays.
         place: For a permutation, the label that takes each label's place.
+        allocation: How a budget was shared out, if the plan has one.
     """
 
     layers: Mapping[str, LayerPlan]
@@ -77,6 +79,7 @@ class ChannelPlan:
     structure: Structure
     kept: NDArray[np.bool_]
     place: IntArray | None = None
+    allocation: Allocation | None = None
 
     def __repr__(self) -> str:
         """A line: the indices of a large network would fill pages."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 __all__ = ["kept_by_ratio", "plan_channels", "plan_sorting"]
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.allocation import Budget, check_budget, fewest
 from fxprune.analysis import resolve
 from fxprune.criteria import Criterion, unit_scores
 from fxprune.dependency import DependencyGraph
@@ -22,17 +24,27 @@ from fxprune.selection import FloatArray, keep_count, select
 from fxprune.settling import replayed
 from fxprune.structure import Structure
 
+if TYPE_CHECKING:
+    from fxprune.sensitivity import Sensitivity
+
 _ATTEMPTS = 64
+
+
+DEFAULT_RATIO = 0.3
 
 
 def plan_channels(
     deps: DependencyGraph,
-    ratio: Ratio = 0.3,
+    ratio: Ratio | None = None,
     criterion: Criterion = "input-l2",
     scope: str = "group",
     exclude: Iterable[str] = (),
     round_to: int = 1,
     heads: bool = False,
+    *,
+    budget: Budget | None = None,
+    allocation: str | Sensitivity | None = None,
+    min_channels: int | Mapping[str, int] = 1,
 ) -> ChannelPlan:
     """Choose the channels that stay.
 
@@ -41,7 +53,7 @@ def plan_channels(
         ratio: The fraction to remove, in [0, 1): a number for all groups; a sequence or array with one for each group
             that can be pruned, in the order of ``deps.prunable`` (or for each of ``deps.groups``, frozen ones being
             0); or a mapping from layer names, which holds for the whole group of the layer's outputs, other groups
-            staying whole.
+            staying whole. 0.3 if neither a ratio nor a budget is given.
         criterion: A name from :data:`fxprune.criteria.CRITERIA`, or a function from a group to one score for each unit.
         scope: ``"group"`` removes the ratio from every group; ``"global"`` ranks the units of all groups together,
             each score divided by the mean of its group, and removes the ratio of all.
@@ -49,13 +61,21 @@ def plan_channels(
         round_to: Round the channels that a group keeps up to a multiple of this.
         heads: Remove whole heads of attentions, each as one unit, in place of dimensions of every head; as if ``deps``
             were :meth:`DependencyGraph.whole_heads` of it.
+        budget: What the network may cost at most, in place of a ratio; the ratios then follow from ``allocation``.
+        allocation: How a budget is shared out: ``"uniform"``, the same ratio for every group; ``"global"``, one
+            ranking of the units of all groups, as with ``scope="global"``; or the curves of :func:`fxprune.sensitivity`
+            with ``kind="channels"``, so that the accuracies that they say are lost add up to the least (a knapsack;
+            groups without a curve stay whole). By default as ``scope`` says.
+        min_channels: The fewest units that a group keeps: a number for all, or by the name of any layer of a group.
 
     Returns:
         The plan. A group of n units keeps ``int(round(n * (1 - ratio)))``, never fewer than 1; groups whose blocks
-        must stay equal keep a number near it that allows that, and in every layer a share near its own.
+        must stay equal keep a number near it that allows that, and in every layer a share near its own. With a budget
+        no limit is passed, and one unit more of some group would pass one; ``plan.allocation`` says what came out.
 
     Raises:
-        ArgumentError: A ratio outside [0, 1) or NaN, a sequence of the wrong length, two ratios for one group.
+        ArgumentError: A ratio outside [0, 1) or NaN, a sequence of the wrong length, two ratios for one group; a ratio
+            and a budget at once, or a budget that even the smallest network passes.
         ArgumentTypeError: A ratio that is no number, a name that is no string, or no dependency graph.
         UnknownNameError: An unknown layer or criterion; the message lists the nearest names.
         FrozenLayerError: A ratio for a layer that cannot be pruned, with the reason.
@@ -69,7 +89,8 @@ def plan_channels(
     round_to = whole_number(round_to, "round_to")
     if heads:
         deps = deps.whole_heads()
-    wanted = wanted_ratios(deps, ratio, exclude)
+    share = check_budget(deps, ratio, scope, budget, allocation)
+    wanted = wanted_ratios(deps, ratio if ratio is not None else DEFAULT_RATIO, exclude)
     if len(wanted.excluded) >= deps.structure.groups:
         raise NothingToPruneError(_nothing(deps, wanted))
     structure = deps.structure
@@ -77,7 +98,12 @@ def plan_channels(
     for _ in range(_ATTEMPTS):
         groups = () if isinstance(criterion, str) else deps.groups
         scores = unit_scores(structure, groups, criterion, wanted.ratios > 0)
-        keep = _keep(structure, scores, wanted.ratios, scope, round_to)
+        least = fewest(deps, min_channels)
+        if share is None:
+            keep, found = _keep(structure, scores, wanted.ratios, scope, round_to, least), None
+        else:
+            relative = relative_scores(structure, scores)
+            keep, found = share.out(deps, scores, relative, wanted.ratios > 0, least, round_to)
         kept = select(structure, scores, keep)
         try:
             plan = make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
@@ -90,9 +116,9 @@ def plan_channels(
             if not structure.groups:
                 raise NothingToPruneError(_nothing(deps, wanted)) from conflict
         else:
-            if kept.all() and _held(structure, wanted, scores):
+            if share is None and kept.all() and _held(structure, wanted, scores):
                 raise NothingToPruneError(_nothing(deps, wanted))
-            return plan
+            return replace(plan, allocation=found)
     raise InternalError(f"no plan could be carried out: {place}")
 
 
@@ -192,26 +218,34 @@ def _refined(structure: Structure, conflict: Conflict) -> Structure:
 
 
 def _keep(
-    structure: Structure, scores: FloatArray, ratios: NDArray[np.float64], scope: str, round_to: int
+    structure: Structure,
+    scores: FloatArray,
+    ratios: NDArray[np.float64],
+    scope: str,
+    round_to: int,
+    least: Sequence[int],
 ) -> dict[int, int]:
     sizes = [len(m) for m in structure.members]
-    if scope == "group":
-        return {g: keep_count(sizes[g], ratios[g], round_to) for g in range(structure.groups) if ratios[g] > 0}
     active = [g for g in range(structure.groups) if ratios[g] > 0]
-    if not active:
-        return {}
-    relative = [_relative(scores[structure.members[g]]) for g in active]
+    if scope == "group" or not active:
+        return {g: max(least[g], keep_count(sizes[g], ratios[g], round_to)) for g in active}
+    relative = relative_scores(structure, scores)
     wanted = round(sum(sizes[g] * (1 - ratios[g]) for g in active))
     owner = np.concatenate([np.full(sizes[g], g) for g in active])
-    best = owner[np.argsort(-np.concatenate(relative), kind="stable")[:wanted]]
-    return {g: keep_count(sizes[g], 1 - max(1, int((best == g).sum())) / sizes[g], round_to) for g in active}
+    ranked = np.concatenate([relative[structure.members[g]] for g in active])
+    best = owner[np.argsort(-ranked, kind="stable")[:wanted]]
+    return {
+        g: max(least[g], keep_count(sizes[g], 1 - max(1, int((best == g).sum())) / sizes[g], round_to)) for g in active
+    }
 
 
-def _relative(scores: FloatArray) -> FloatArray:
-    """Scores divided by the mean of those that are finite, so that groups can be compared."""
-    finite = scores[np.isfinite(scores)]
-    mean = abs(finite.mean()) if finite.size else 0.0
-    relative: FloatArray = scores / (mean or 1.0)
+def relative_scores(structure: Structure, scores: FloatArray) -> FloatArray:
+    """Scores divided by the mean of those of their group that are finite, so that groups can be compared."""
+    relative: FloatArray = scores.astype(np.float64)
+    for members in structure.members:
+        finite = scores[members][np.isfinite(scores[members])]
+        mean = abs(finite.mean()) if finite.size else 0.0
+        relative[members] = scores[members] / (mean or 1.0)
     return relative
 
 

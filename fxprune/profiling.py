@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Latency", "Profile", "measure_latency", "profile"]
+__all__ = ["Latency", "Profile", "measure_latency", "profile", "synchronise"]
 
 import copy
 import statistics
@@ -236,10 +236,10 @@ def measure_latency(
         for _ in range(warmup):
             call(*call.tensors)
         while len(times) < runs and (len(times) < _FEWEST_RUNS or sum(times) < seconds):
-            _synchronise(call.device)
+            synchronise(call.device)
             start = time.perf_counter()
             call(*call.tensors)
-            _synchronise(call.device)
+            synchronise(call.device)
             times.append(time.perf_counter() - start)
     first, _, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (times[0],) * 3
     return Latency(statistics.median(times), third - first, len(times), str(call.device))
@@ -314,6 +314,7 @@ def _count_parameters(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)

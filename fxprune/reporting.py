@@ -31,6 +31,8 @@ def plan_table(plan: ChannelPlan) -> str:
     if plan.inexact:
         lines.append("")
         lines += [f"inexact: '{node}' is {text}" for node, text in plan.inexact.items()]
+    if plan.allocation is not None:
+        lines += ["", *(f"budget: {limit}" for limit in plan.allocation.limits)]
     return "\n".join(lines)
 
 
