@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.analysis import resolve
-from fxprune.criteria import Criterion, unit_scores
+from fxprune.criteria import Criterion, UnitCriterion, comparable, prepared, unit_scores
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, InternalError, NothingToPruneError
 from fxprune.labels import IntArray
@@ -42,9 +42,11 @@ def plan_channels(
             that can be pruned, in the order of ``deps.prunable`` (or for each of ``deps.groups``, frozen ones being
             0); or a mapping from layer names, which holds for the whole group of the layer's outputs, other groups
             staying whole.
-        criterion: A name from :data:`fxprune.criteria.CRITERIA`, or a function from a group to one score for each unit.
+        criterion: A name from :data:`fxprune.criteria.CRITERIA`; an object that looks at data, such as
+            :class:`fxprune.criteria.Taylor`; or a function from a group to one score for each unit.
         scope: ``"group"`` removes the ratio from every group; ``"global"`` ranks the units of all groups together,
-            each score divided by the mean of its group, and removes the ratio of all.
+            each score divided by the mean of its group unless the criterion says that its scores are comparable as
+            they are, and removes the ratio of all.
         exclude: Names of layers whose output channels all stay.
         round_to: Round the channels that a group keeps up to a multiple of this.
         heads: Remove whole heads of attentions, each as one unit, in place of dimensions of every head; as if ``deps``
@@ -73,11 +75,12 @@ def plan_channels(
     if len(wanted.excluded) >= deps.structure.groups:
         raise NothingToPruneError(_nothing(deps, wanted))
     structure = deps.structure
+    criterion = prepared(criterion, structure)
     place = ""
     for _ in range(_ATTEMPTS):
-        groups = () if isinstance(criterion, str) else deps.groups
+        groups = () if isinstance(criterion, str | UnitCriterion) else deps.groups
         scores = unit_scores(structure, groups, criterion, wanted.ratios > 0)
-        keep = _keep(structure, scores, wanted.ratios, scope, round_to)
+        keep = _keep(structure, scores, wanted.ratios, scope, round_to, comparable(criterion))
         kept = select(structure, scores, keep)
         try:
             plan = make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
@@ -119,10 +122,11 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
     refinement = replace(deps.structure.refinement, pieces=True, order=True)
     structure = resolve(deps.structure.recorder, refinement)
     deps = deps.refined(structure)
+    criterion = prepared(criterion, structure)
     kept = np.ones(structure.units, dtype=bool)
     place = ""
     for _ in range(_ATTEMPTS):
-        groups = () if isinstance(criterion, str) else deps.groups
+        groups = () if isinstance(criterion, str | UnitCriterion) else deps.groups
         scores = unit_scores(structure, groups, criterion)
         try:
             replay = replayed(deps.gm, structure, kept, _permutation(structure, scores))
@@ -167,7 +171,12 @@ def _refined(structure: Structure, conflict: Conflict) -> Structure:
 
 
 def _keep(
-    structure: Structure, scores: FloatArray, ratios: NDArray[np.float64], scope: str, round_to: int
+    structure: Structure,
+    scores: FloatArray,
+    ratios: NDArray[np.float64],
+    scope: str,
+    round_to: int,
+    as_they_are: bool,
 ) -> dict[int, int]:
     sizes = [len(m) for m in structure.members]
     if scope == "group":
@@ -175,7 +184,8 @@ def _keep(
     active = [g for g in range(structure.groups) if ratios[g] > 0]
     if not active:
         return {}
-    relative = [_relative(scores[structure.members[g]]) for g in active]
+    found = [scores[structure.members[g]] for g in active]
+    relative = found if as_they_are else [_relative(s) for s in found]
     wanted = round(sum(sizes[g] * (1 - ratios[g]) for g in active))
     owner = np.concatenate([np.full(sizes[g], g) for g in active])
     best = owner[np.argsort(-np.concatenate(relative), kind="stable")[:wanted]]
