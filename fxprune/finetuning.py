@@ -8,7 +8,7 @@ import copy
 import itertools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from fxprune.batches import call, device_of
 from fxprune.errors import ArgumentError, ArgumentTypeError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -53,7 +54,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     Raises:
         ArgumentError: There is no sample in ``batches``.
     """
-    device = _device_of(model)
+    device = device_of(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     correct: Tensor | int = 0
@@ -61,7 +62,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
     try:
         for batch in batches:
             inputs, targets = send_to_device(batch, device)
-            correct = correct + (_call(model, inputs).argmax(dim=1) == targets).sum()
+            correct = correct + (call(model, inputs).argmax(dim=1) == targets).sum()
             count += len(targets)
     finally:
         for module, mode in modes.items():
@@ -150,7 +151,7 @@ def fine_tune(
     if accelerator.num_processes > 1:
         place = accelerator.device
     else:
-        place = _device_of(model) if device is None else usable_device(device)
+        place = device_of(model) if device is None else usable_device(device)
     tuned = copy.deepcopy(model).to(place)
     sgd = torch.optim.SGD(
         (parameter for parameter in tuned.parameters() if parameter.requires_grad),
@@ -209,7 +210,7 @@ class _Runner(nn.Module):
         self.network = network
 
     def forward(self, inputs: Any) -> Any:
-        return _call(self.network, inputs)
+        return call(self.network, inputs)
 
 
 class _Best:
@@ -287,16 +288,3 @@ def _deal_out(
         return lambda: iter(loader), len(loader)
     # Every process takes the same number of steps, or the averaging of gradients would wait for ever.
     return lambda: itertools.islice(batches, accelerator.process_index, length - length % count, count), length // count
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fxprune.allocation import Budget, check_budget, fewest
 from fxprune.analysis import resolve
-from fxprune.criteria import Criterion, unit_scores
+from fxprune.criteria import Criterion, UnitCriterion, comparable, prepared, unit_scores
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, InternalError, NothingToPruneError
 from fxprune.labels import IntArray
@@ -54,9 +54,11 @@ def plan_channels(
             that can be pruned, in the order of ``deps.prunable`` (or for each of ``deps.groups``, frozen ones being
             0); or a mapping from layer names, which holds for the whole group of the layer's outputs, other groups
             staying whole. 0.3 if neither a ratio nor a budget is given.
-        criterion: A name from :data:`fxprune.criteria.CRITERIA`, or a function from a group to one score for each unit.
+        criterion: A name from :data:`fxprune.criteria.CRITERIA`; an object that looks at data, such as
+            :class:`fxprune.criteria.Taylor`; or a function from a group to one score for each unit.
         scope: ``"group"`` removes the ratio from every group; ``"global"`` ranks the units of all groups together,
-            each score divided by the mean of its group, and removes the ratio of all.
+            each score divided by the mean of its group unless the criterion says that its scores are comparable as
+            they are, and removes the ratio of all.
         exclude: Names of layers whose output channels all stay.
         round_to: Round the channels that a group keeps up to a multiple of this.
         heads: Remove whole heads of attentions, each as one unit, in place of dimensions of every head; as if ``deps``
@@ -94,15 +96,17 @@ def plan_channels(
     if len(wanted.excluded) >= deps.structure.groups:
         raise NothingToPruneError(_nothing(deps, wanted))
     structure = deps.structure
+    criterion = prepared(criterion, structure)
     place = ""
     for _ in range(_ATTEMPTS):
-        groups = () if isinstance(criterion, str) else deps.groups
+        groups = () if isinstance(criterion, str | UnitCriterion) else deps.groups
         scores = unit_scores(structure, groups, criterion, wanted.ratios > 0)
         least = fewest(deps, min_channels)
+        ranked = share is not None or scope == "global"
+        relative = relative_scores(structure, scores) if ranked and not comparable(criterion) else scores
         if share is None:
-            keep, found = _keep(structure, scores, wanted.ratios, scope, round_to, least), None
+            keep, found = _keep(structure, relative, wanted.ratios, scope, round_to, least), None
         else:
-            relative = relative_scores(structure, scores)
             keep, found = share.out(deps, scores, relative, wanted.ratios > 0, least, round_to)
         kept = select(structure, scores, keep)
         try:
@@ -145,10 +149,11 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
     refinement = replace(deps.structure.refinement, pieces=True, order=True)
     structure = resolve(deps.structure.recorder, refinement)
     deps = deps.refined(structure)
+    criterion = prepared(criterion, structure)
     kept = np.ones(structure.units, dtype=bool)
     place = ""
     for _ in range(_ATTEMPTS):
-        groups = () if isinstance(criterion, str) else deps.groups
+        groups = () if isinstance(criterion, str | UnitCriterion) else deps.groups
         scores = unit_scores(structure, groups, criterion)
         try:
             replay = replayed(deps.gm, structure, kept, _permutation(structure, scores))
@@ -219,7 +224,7 @@ def _refined(structure: Structure, conflict: Conflict) -> Structure:
 
 def _keep(
     structure: Structure,
-    scores: FloatArray,
+    relative: FloatArray,
     ratios: NDArray[np.float64],
     scope: str,
     round_to: int,
@@ -229,7 +234,6 @@ def _keep(
     active = [g for g in range(structure.groups) if ratios[g] > 0]
     if scope == "group" or not active:
         return {g: max(least[g], keep_count(sizes[g], ratios[g], round_to)) for g in active}
-    relative = relative_scores(structure, scores)
     wanted = round(sum(sizes[g] * (1 - ratios[g]) for g in active))
     owner = np.concatenate([np.full(sizes[g], g) for g in active])
     ranked = np.concatenate([relative[structure.members[g]] for g in active])

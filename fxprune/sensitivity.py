@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
 from fxprune.capture import Example, trace
-from fxprune.criteria import Criterion
+from fxprune.criteria import Criterion, prepared
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import (
     ArgumentError,
@@ -204,8 +204,8 @@ class _ChannelSweep:
 
     def __init__(self, gm: fx.GraphModule, criterion: Criterion) -> None:
         self._gm = gm
-        self._criterion = criterion
         self._deps = DependencyGraph(gm)
+        self._criterion = prepared(criterion, self._deps.structure)
         makers = {layer for group in self._deps.prunable for layer in group.producers}
         self._layers = tuple(layer for layer in self._deps.layers if layer in makers)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Proof", "verify"]
 
 import copy
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,8 @@ from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError, InternalError, TraceError
 from fxprune.nested import leaves, map_nested
 from fxprune.plan import ChannelPlan
-from fxprune.records import Read
+from fxprune.reads import Site, at_sites, read_sites
 from fxprune.rewriting import graph_over
-from fxprune.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -65,52 +63,19 @@ class _Zeroing(_Double):
     def __init__(self, gm: fx.GraphModule, plan: ChannelPlan) -> None:
         super().__init__(gm)
         self.kept = torch.from_numpy(plan.kept)
-        self.zeroed: dict[str, list[tuple[int | str, Tensor]]] = defaultdict(list)
-        for read in plan.structure.recorder.reads_:
-            for units in _units(read, plan.structure, self.kept):
-                self.zeroed[read.node].append((read.position, units))
+        self.sites = {
+            node: [site for site in sites if not self.kept[site.units].all()]
+            for node, sites in read_sites(plan.structure).items()
+        }
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        zeroed = self.zeroed.get(n.name)
-        if zeroed:
-            new_args, new_kwargs = list(args), dict(kwargs)
-            for position, units in zeroed:
-                if isinstance(position, int):
-                    new_args[position] = _masked(new_args[position], units, self.kept)
-                elif position in new_kwargs:
-                    new_kwargs[position] = _masked(new_kwargs[position], units, self.kept)
-            args, kwargs = tuple(new_args), new_kwargs
+        args, kwargs = at_sites(self.sites.get(n.name, ()), args, kwargs, self._zeroed)
         return self._run(n, args, kwargs)
 
-
-def _masked(value: Tensor, units: Tensor, kept: Tensor) -> Tensor:
-    for dim, (size, known) in enumerate(zip(value.shape, units.shape, strict=True)):
-        if known not in (1, size):
-            units = _resized(units, dim, size)
-    return value.masked_fill(~kept[units].to(value.device), 0.0)
-
-
-def _resized(units: Tensor, dim: int, size: int) -> Tensor:
-    """The units for inputs of another size, where channels are folded into the batch or into positions.
-
-    They mostly vary fastest there, as ``n * groups`` is ``(n, groups)``, so that they repeat themselves.
-    """
-    known = units.shape[dim]
-    for period in (p for p in range(1, known // 2 + 1) if known % p == 0 and size % p == 0):
-        parts = torch.split(units, period, dim)
-        if all(torch.equal(part, parts[0]) for part in parts):
-            return torch.cat([parts[0]] * (size // period), dim)
-    raise ArgumentError(
-        "the network makes channels a part of the batch or of positions; verify it with inputs of the size that it was "
-        "traced with"
-    )
-
-
-def _units(read: Read, structure: Structure, kept: Tensor) -> list[Tensor]:
-    units = [torch.from_numpy(structure.unit[layer.tensor.numpy()]) for layer in read.layers]
-    return [found for found in units if not kept[found].all()]
+    def _zeroed(self, site: Site, value: Tensor) -> Tensor:
+        return value.masked_fill(~self.kept[site.like(value)].to(value.device), 0.0)
 
 
 def _double(value: Any) -> Any:
