@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxprune.assembly import assembled, copied_graph
@@ -27,6 +28,8 @@ _IMMUTABLE = frozenset(
 
 _PIECE = 1 << 17
 """Elements that are gathered at a time on a CPU: half a megabyte in float32."""
+
+_NUMPYS = frozenset((torch.float32, torch.float64, torch.int64))
 
 
 def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
@@ -115,35 +118,48 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     if groups > 1:
         result = _cut_blocks(result, plan, groups)
     elif plan.axes:
-        result = _select(result, {axis.dim: index for axis, index in plan.axes})
+        result = _select(result, {axis.dim: index for axis, index in sorted(plan.axes, key=lambda pair: pair[0].dim)})
     return _in_format_of(tensor, result)
 
 
 def _select(tensor: Tensor, kept: Mapping[int, IntArray]) -> Tensor:
-    """Indices of several dimensions; what lies between one selection and the next stays in the cache."""
+    """Indices of several dimensions, in their order."""
+    if tensor.device.type == "cpu" and tensor.dtype in _NUMPYS and tensor.is_contiguous():
+        return torch.from_numpy(_take(tensor.numpy(), kept))
+    for dim, index in kept.items():
+        tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
+    return tensor
+
+
+def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
+    """Of a large array piece by piece: what lies between one selection and the next stays in the cache."""
+    if array.size <= _PIECE:
+        for dim, index in kept.items():
+            array = np.take(array, index, axis=dim)
+        return array
     last = max(kept)
-    run = _run(kept[last], tensor.shape[last]) if tensor.numel() > _PIECE and tensor.is_contiguous() else 1
+    run = _run(kept[last], array.shape[last])
     if run > 1:  # copied run by run, as behind a flatten
-        whole = tensor.reshape(*tensor.shape[:last], -1, run, *tensor.shape[last + 1 :])
-        return _select(whole, {**kept, last: kept[last][::run] // run}).flatten(last, last + 1)
-    indices = {dim: torch.from_numpy(kept[dim]).to(tensor.device) for dim in sorted(kept)}
-    dims = list(indices)
-    if len(dims) == 1 or dims[0] != 0 or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        for dim, index in indices.items():
-            tensor = tensor.index_select(dim, index)
-        return tensor
-    size = tensor[0].numel()
-    shape = [len(indices[dim]) if dim in indices else size for dim, size in enumerate(tensor.shape)]
-    result = tensor.new_empty(shape)
-    many = max(1, _PIECE // max(1, size))
-    buffer = tensor.new_empty((min(many, shape[0]), *tensor.shape[1:]))  # new memory for each piece would cost the most
-    start = 0
-    for rows in torch.split(indices[0], many):
-        part = torch.index_select(tensor, 0, rows, out=buffer[: len(rows)])
-        for dim in dims[1:-1]:
-            part = part.index_select(dim, indices[dim])
-        torch.index_select(part, dims[-1], indices[dims[-1]], out=result[start : start + len(rows)])
-        start += len(rows)
+        whole = array.reshape(*array.shape[:last], -1, run, *array.shape[last + 1 :])
+        taken = _take(whole, {**kept, last: kept[last][::run] // run})
+        return taken.reshape(*taken.shape[:last], -1, *taken.shape[last + 2 :])
+    rows = kept.get(0)
+    if len(kept) == 1 and rows is not None:
+        return np.take(array, rows, axis=0)
+    count = len(array) if rows is None else len(rows)
+    others = [dim for dim in kept if dim]
+    if kept[last].min() < 0 or kept[last].max() >= array.shape[last]:
+        raise IndexError(f"there is no such channel along dimension {last} of shape {array.shape}")
+    shape = [count, *(len(kept[dim]) if dim in kept else size for dim, size in enumerate(array.shape) if dim)]
+    result = np.empty(shape, array.dtype)
+    many = max(1, _PIECE // max(1, array[0].size))
+    for start in range(0, count, many):
+        stop = min(start + many, count)
+        part = array[start:stop] if rows is None else np.take(array, rows[start:stop], axis=0)
+        for dim in others[:-1]:
+            part = np.take(part, kept[dim], axis=dim)
+        # The default mode, "raise", would take all of it into a buffer first.
+        np.take(part, kept[last], axis=last, out=result[start:stop], mode="clip")
     return result
 
 

@@ -188,3 +188,23 @@ def test_the_traced_graph_stays_with_its_module() -> None:
     gm = trace(model, IMAGE)
     graph_over(gm, model)
     assert gm.graph.owning_module is gm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(700, 300), (300, 700, 2), (40, 20, 300)])
+def test_large_tensors_are_cut_as_small_ones(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """They go piece by piece, and run by run where neighbours stay together."""
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(shape, generator=generator).to(dtype)
+    apart = [torch.randperm(size, generator=generator)[: size // 2] for size in shape]
+    runs = (torch.randperm(shape[1] // 20, generator=generator)[:, None] * 20 + torch.arange(20)).flatten()
+    for choices in ({0: apart[0]}, {1: apart[1]}, dict(enumerate(apart)), {0: apart[0], 1: runs}):
+        expected = tensor
+        for dim, index in choices.items():
+            expected = expected[(slice(None),) * dim + (index,)]
+        assert torch.equal(cut(tensor, along(*((d, i.tolist()) for d, i in choices.items()))), expected)
+
+
+def test_no_channel_beyond_the_last() -> None:
+    with pytest.raises(IndexError):
+        cut(torch.zeros(700, 300), along((0, [0]), (1, [300])))

@@ -9,7 +9,6 @@ __all__ = [
     "OutputNorm",
     "channel_sums",
     "check_finite",
-    "squared_norms",
     "weight_axes",
 ]
 
@@ -24,13 +23,11 @@ from torch import Tensor, nn
 from fxprune.criteria.base import UnitCriterion
 from fxprune.errors import WeightError
 from fxprune.labels import IntArray
+from fxprune.norms import squared_norms
 from fxprune.records import numbers
 from fxprune.selection import FloatArray
 from fxprune.structure import Structure
-from fxprune.vocabulary import Axis, Use, axis_length
-
-_PIECE = 1 << 17
-"""Elements that are squared at a time on a CPU: half a megabyte in float32."""
+from fxprune.vocabulary import Axis, Use
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -42,45 +39,6 @@ def check_finite(name: str, tensor: Tensor) -> None:
             f"'{name}' of shape {tuple(tensor.shape)} holds {bad} values that are NaN or Inf: no ranking of its "
             f"channels means anything. Repair the weights, or exclude the layer"
         )
-
-
-def squared_norms(tensor: Tensor, axis: Axis) -> FloatArray:
-    """The squared L2 norm of a weight's slice for each channel of an axis; shape ``(axis_length,)``."""
-    weight = tensor.detach()
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    if axis.dim == 0:
-        others = tuple(range(1, weight.dim())) or None
-        norms = torch.linalg.vector_norm(weight if others else weight[:, None], dim=others or 1, dtype=dtype)
-        sums = norms.double().square()
-    elif axis.dim > 1:
-        return channel_sums(weight.to(dtype).square(), axis)
-    else:
-        blocks = weight.reshape(axis.groups, weight.shape[0] // axis.groups, -1)
-        sums = _column_sums(blocks, dtype).reshape(axis_length(tensor, axis), -1).sum(1).double()
-    result: FloatArray = sums.cpu().numpy()
-    return result
-
-
-def _column_sums(blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """Squares summed over dimension 1 of three, a piece at a time: what fits into the cache is squared there.
-
-    The sum is a product with a vector of ones, which is several times faster than a reduction over strided memory.
-    """
-    groups, rows, columns = blocks.shape
-    many = max(1, _PIECE // columns) if blocks.device.type == "cpu" else groups * rows
-    if groups > 1:
-        ones = blocks.new_ones(1, rows, dtype=dtype)
-        parts = torch.split(blocks, max(1, many // rows))
-        return torch.cat([torch.matmul(ones, part.to(dtype).square()) for part in parts])
-    total = blocks.new_zeros(1, columns, dtype=dtype)
-    square = blocks.new_empty(min(many, rows), columns, dtype=dtype)
-    ones = blocks.new_ones(1, rows, dtype=dtype)
-    for part in torch.split(blocks[0], many):
-        buffer = square[: len(part)]
-        part = part.to(dtype)
-        torch.mul(part, part, out=buffer)
-        total.addmm_(ones[:, : len(part)], buffer)
-    return total
 
 
 def channel_sums(values: Tensor, axis: Axis) -> FloatArray:
