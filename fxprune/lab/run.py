@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LabRun", "collect_results", "lab_figures", "make_folder", "run_lab", "save_run"]
+__all__ = ["LabRun", "collect_results", "lab_figures", "run_lab", "save_run"]
 
 import json
 import platform
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from fxprune.errors import ArgumentError
+from fxprune.files import make_folder
 from fxprune.lab import steps
 from fxprune.lab.report import summarise
 from fxprune.lab.results import LabResults, Variant
@@ -158,21 +159,6 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
             costs,
         ),
     }
-
-
-def make_folder(out: Path) -> None:
-    """Make a folder for the results, unless it is there, so that a wrong path is known before the work is done.
-
-    Args:
-        out: The folder.
-
-    Raises:
-        ArgumentError: It cannot be made, or is a file.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"the folder {str(out)!r} for the results cannot be made: {error}") from error
 
 
 def save_run(run: LabRun, out: Path) -> str:
