@@ -5,17 +5,16 @@ from __future__ import annotations
 __all__ = ["LabRun", "collect_results", "lab_figures", "run_lab", "save_run"]
 
 import json
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from fxprune.environment import device_name
 from fxprune.errors import ArgumentError
 from fxprune.files import make_folder
 from fxprune.lab import steps
@@ -120,7 +119,7 @@ def collect_results(
     return LabResults(
         settings=lab.settings,
         data_note=lab.data.note,
-        device=_describe(lab.device),
+        device=f"{device_name(lab.device)}, float32",
         dense=Variant(lab.test(dense.network), costs["dense"], dense.history),
         fine_grained=variant(*masked, costs["masked"]),
         first=variant(first[0].network, first[1], costs["cut"]),
@@ -188,13 +187,6 @@ def save_run(run: LabRun, out: Path) -> str:
     except OSError as error:
         raise ArgumentError(f"the results cannot be written to {str(out)!r}: {error}") from error
     return summary
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, float32"
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} {device.type}, {threads} thread{'s' if threads > 1 else ''}, float32"
 
 
 @contextmanager
