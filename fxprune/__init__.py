@@ -24,6 +24,7 @@ from fxprune.finetuning import fine_tune
 from fxprune.plan import ChannelPlan, LayerPlan
 from fxprune.planning import plan_channels
 from fxprune.profiling import Profile, profile
+from fxprune.saving import load_pruned, save_pruned
 from fxprune.sensitivity import sensitivity
 from fxprune.sparsity import finalize, prune_weights
 from fxprune.verification import Proof, verify
@@ -48,12 +49,14 @@ __all__ = [
     "WeightError",
     "finalize",
     "fine_tune",
+    "load_pruned",
     "models",
     "passes",
     "plan_channels",
     "profile",
     "prune_channels",
     "prune_weights",
+    "save_pruned",
     "sensitivity",
     "trace",
     "verify",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["groups_table", "plan_table"]
+__all__ = ["groups_table", "plan_table", "why_whole"]
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def plan_table(plan: ChannelPlan) -> str:
     deps = DependencyGraph.of(plan.gm, plan.structure)
     rows = [("layer", "inputs", "outputs", "note")]
     for name, layer in plan.layers.items():
-        rows.append((name, _change(layer, 0), _change(layer, 1), _note(deps, name, layer)))
+        rows.append((name, _change(layer, 0), _change(layer, 1), why_whole(deps, name, layer)))
     rows += [(name, "", "", reason) for name, reason in deps.untouched.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [
@@ -58,7 +58,8 @@ def _change(layer: LayerPlan, side: int) -> str:
     return str(size) if kept is None or len(kept) == size else f"{size} -> {len(kept)}"
 
 
-def _note(deps: DependencyGraph, name: str, layer: LayerPlan) -> str:
+def why_whole(deps: DependencyGraph, name: str, layer: LayerPlan) -> str:
+    """Why a layer keeps all of its output channels, or an empty string if it does not."""
     if layer.outputs is not None or not layer.size[1]:
         return ""
     notes = [reason] if (reason := deps.explainer.held_by(name)) else []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from tqdm.auto import tqdm
 
 from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError, InternalError, TraceError
@@ -41,6 +42,10 @@ _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 class _Double(fx.Interpreter):
     """Runs a graph in float64, also where it names another floating-point type."""
 
+    def __init__(self, gm: fx.GraphModule, bar: tqdm) -> None:
+        super().__init__(gm)
+        self.bar = bar
+
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -50,7 +55,9 @@ class _Double(fx.Interpreter):
         args, kwargs = map_nested(_widened, args), map_nested(_widened, kwargs)
         target = "double" if n.op == "call_method" and n.target in ("float", "half", "bfloat16") else n.target
         with self._set_current_node(n):
-            return getattr(self, n.op)(target, args, kwargs)
+            result = getattr(self, n.op)(target, args, kwargs)
+        self.bar.update()
+        return result
 
 
 def _widened(value: Any) -> Any:
@@ -60,8 +67,8 @@ def _widened(value: Any) -> Any:
 class _Zeroing(_Double):
     """Runs a graph with removed channels zeroed wherever they are summed over."""
 
-    def __init__(self, gm: fx.GraphModule, plan: ChannelPlan) -> None:
-        super().__init__(gm)
+    def __init__(self, gm: fx.GraphModule, plan: ChannelPlan, bar: tqdm) -> None:
+        super().__init__(gm, bar)
         self.kept = torch.from_numpy(plan.kept)
         self.sites = {
             node: [site for site in sites if not self.kept[site.units].all()]
@@ -84,7 +91,7 @@ def _double(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proof:
+def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progress: bool = False) -> Proof:
     """Prove a plan on a model, in float64 and in evaluation mode.
 
     The original graph runs with every removed channel set to zero wherever something sums over it; the pruned network
@@ -94,6 +101,7 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proo
         model: The model that the plan was made for, with its weights.
         plan: What :func:`fxprune.plan_channels` returns.
         example_inputs: As for :func:`fxprune.trace`; random values prove more than zeros.
+        progress: Whether to show a progress bar.
 
     Returns:
         The proof. For an exact plan the error is rounding alone, at most about 1e-12.
@@ -116,15 +124,16 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example) -> Proo
         map_nested(_double, example[str(n.target).lstrip("*")]) for n in plan.gm.graph.nodes if n.op == "placeholder"
     ]
     name = type(model).__name__
-    with torch.no_grad():
+    steps = len(original.graph.nodes) + len(pruned.graph.nodes)
+    with torch.no_grad(), tqdm(total=steps, desc="proof", unit="node", disable=not progress) as bar:
         try:
-            before = _Zeroing(original, plan).run(*copy.deepcopy(values))
+            before = _Zeroing(original, plan, bar).run(*copy.deepcopy(values))
         except FxpruneError:
             raise
         except FAILURES as error:
             raise TraceError(f"{name} failed on the example inputs: {type(error).__name__}: {error}") from error
         try:
-            after = _Double(pruned).run(*copy.deepcopy(values))
+            after = _Double(pruned, bar).run(*copy.deepcopy(values))
         except FAILURES as error:
             raise InternalError(
                 f"the pruned {name} failed on inputs that the original takes: {type(error).__name__}: {error}"

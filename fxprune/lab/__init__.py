@@ -19,9 +19,10 @@ __all__ = [
     "summarise",
 ]
 
+from fxprune.files import make_folder
 from fxprune.lab.checkpoint import load_checkpoint
 from fxprune.lab.data import load_data
 from fxprune.lab.report import compare, summarise
 from fxprune.lab.results import LabResults, Variant
-from fxprune.lab.run import LabRun, collect_results, lab_figures, make_folder, run_lab, save_run
+from fxprune.lab.run import LabRun, collect_results, lab_figures, run_lab, save_run
 from fxprune.lab.settings import PUBLISHED_SPARSITIES, LabSettings

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["LabResults", "Variant", "versions"]
+__all__ = ["PACKAGES", "LabResults", "Variant"]
 
 import dataclasses
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fxprune.environment import versions
 from fxprune.finetuning import EpochReport
 from fxprune.lab.settings import LabSettings
 from fxprune.lab.steps import Costs
 from fxprune.sensitivity import Sensitivity
 
-_PACKAGES = ("fxprune", "torch", "torchvision", "accelerate", "numpy", "scikit-learn")
+PACKAGES = ("torchvision", "accelerate", "numpy", "scikit-learn")
+"""On which the figures depend, besides fxprune and torch."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class LabResults:
                 for field in dataclasses.fields(self.settings)
                 if field.name != "progress"
             },
-            "versions": versions(),
+            "versions": versions(*PACKAGES),
             "data": self.data_note,
             "networks": {name: _variant(variant) for name, variant in self.variants.items()},
             "sensitivity": {
@@ -112,11 +112,6 @@ class LabResults:
                 "step_seconds": dict(self.seconds),
             },
         }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions on which the figures depend."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def _variant(variant: Variant) -> dict[str, Any]:

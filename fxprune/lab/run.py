@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["LabRun", "collect_results", "lab_figures", "make_folder", "run_lab", "save_run"]
+__all__ = ["LabRun", "collect_results", "lab_figures", "run_lab", "save_run"]
 
 import json
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from fxprune.environment import device_name
 from fxprune.errors import ArgumentError
+from fxprune.files import make_folder
 from fxprune.lab import steps
 from fxprune.lab.report import summarise
 from fxprune.lab.results import LabResults, Variant
@@ -119,7 +119,7 @@ def collect_results(
     return LabResults(
         settings=lab.settings,
         data_note=lab.data.note,
-        device=_describe(lab.device),
+        device=f"{device_name(lab.device)}, float32",
         dense=Variant(lab.test(dense.network), costs["dense"], dense.history),
         fine_grained=variant(*masked, costs["masked"]),
         first=variant(first[0].network, first[1], costs["cut"]),
@@ -160,21 +160,6 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
     }
 
 
-def make_folder(out: Path) -> None:
-    """Make a folder for the results, unless it is there, so that a wrong path is known before the work is done.
-
-    Args:
-        out: The folder.
-
-    Raises:
-        ArgumentError: It cannot be made, or is a file.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"the folder {str(out)!r} for the results cannot be made: {error}") from error
-
-
 def save_run(run: LabRun, out: Path) -> str:
     """Write ``results.json``, ``summary.md`` and the plots as PNG into a folder, and return the summary.
 
@@ -202,13 +187,6 @@ def save_run(run: LabRun, out: Path) -> str:
     except OSError as error:
         raise ArgumentError(f"the results cannot be written to {str(out)!r}: {error}") from error
     return summary
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, float32"
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} {device.type}, {threads} thread{'s' if threads > 1 else ''}, float32"
 
 
 @contextmanager

@@ -21,7 +21,6 @@ __all__ = [
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -32,16 +31,16 @@ from fxprune.finetuning import EpochReport, accuracy, fine_tune, process_state, 
 from fxprune.lab.checkpoint import load_checkpoint
 from fxprune.lab.data import IMAGE_SIZE, LabData, batch_list, load_data, train_loader
 from fxprune.lab.settings import LabSettings
+from fxprune.latency import compare_latency
 from fxprune.models import VGG
 from fxprune.plan import ChannelPlan
 from fxprune.planning import plan_channels
-from fxprune.profiling import Latency, Profile, measure_latency, profile
+from fxprune.profiling import Latency, Profile, profile
 from fxprune.sensitivity import Sensitivity, sensitivity
 from fxprune.sparsity import finalize, prune_weights
 from fxprune.verification import verify
 
 _LAST_CONVOLUTION = "backbone.conv7"
-_TURNS, _WARM_UP, _RUNS, _SECONDS = 3, 2, 20, 0.4
 
 
 @dataclass(frozen=True)
@@ -197,9 +196,6 @@ def channel_widths(network: nn.Module) -> dict[str, int]:
 def measure_costs(lab: Lab, networks: Mapping[str, nn.Module]) -> dict[str, Costs]:
     """Count parameters and MACs, and measure latencies on the lab's device with every mask folded in.
 
-    The networks take turns, and each one's quietest turn counts: what else the machine does would otherwise fall on one
-    of them alone.
-
     Args:
         lab: Whose device and batch sizes are used.
         networks: By name.
@@ -211,15 +207,8 @@ def measure_costs(lab: Lab, networks: Mapping[str, nn.Module]) -> dict[str, Cost
     latencies: dict[str, dict[int, Latency]] = {name: {} for name in networks}
     for size in lab.settings.latency_batches:
         images = lab.example.expand(size, -1, -1, -1).contiguous()
-        turns = [
-            {
-                name: measure_latency(network, images, warmup=_WARM_UP, runs=_RUNS, seconds=_SECONDS)
-                for name, network in deployed.items()
-            }
-            for _ in range(_TURNS)
-        ]
-        for name, by_size in latencies.items():
-            by_size[size] = min((turn[name] for turn in turns), key=attrgetter("median"))
+        for name, latency in compare_latency(deployed, images, progress=lab.settings.progress).items():
+            latencies[name][size] = latency
     return {name: Costs(profile(network, lab.example), latencies[name]) for name, network in networks.items()}
 
 
