@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
@@ -32,6 +33,7 @@ from fxprune.parametrizing import copy_network, freeze_parametrizations
 from fxprune.passes.fine_grained_pruning import FineGrainedPruning
 from fxprune.planning import plan_channels
 from fxprune.rerun import Recording, Rerun, first_difference, first_use, same_state
+from fxprune.selection import select
 
 DEFAULT_SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -206,7 +208,10 @@ class _ChannelSweep:
         self._gm = gm
         self._deps = DependencyGraph(gm)
         self._criterion = prepared(criterion, self._deps.structure)
-        makers = {layer for group in self._deps.prunable for layer in group.producers}
+        structure = self._deps.structure
+        scores = np.zeros(structure.units)
+        loose = [g for i, g in enumerate(self._deps.prunable) if not select(structure, scores, {i: 1}).all()]
+        makers = {layer for group in loose for layer in group.producers}
         self._layers = tuple(layer for layer in self._deps.layers if layer in makers)
 
     @property
@@ -215,7 +220,7 @@ class _ChannelSweep:
 
     @property
     def reason(self) -> str:
-        frozen = [f"'{group.name}': {group.frozen}" for group in self._deps.groups]
+        frozen = [f"'{g.name}': {g.frozen or 'it cannot lose any of its channels'}" for g in self._deps.groups]
         return "; ".join(frozen) or "there is no layer with channels"
 
     def refusal(self, layer: str) -> FxpruneError:

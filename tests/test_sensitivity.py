@@ -323,3 +323,24 @@ def test_the_gpu_gives_the_numbers_of_the_plain_way() -> None:
     for layer, accuracies in curves:
         plain = [evaluate(prune_weights(model, batches[0][:1], {f"{layer}.weight": s})) for s in TRIED]
         assert accuracies == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_group_that_can_lose_nothing_has_no_curve() -> None:
+    class Tied(nn.Module):
+        """All channels of the second layer go together, so that one of them holds them all."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Conv2d(3, 8, 3)
+            self.tied = nn.Conv2d(8, 6, 1)
+            self.last = nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.tied(self.one(x))
+            return self.last(x + x.roll(1, 1))
+
+    curves = sensitivity(
+        Tied(), torch.rand(1, 3, 8, 8), lambda net: 0.5, sparsities=(0.5, 0.9), kind="channels", progress=False
+    )
+    assert "one" in curves.accuracy
+    assert "tied" not in curves.accuracy
