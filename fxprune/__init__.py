@@ -24,6 +24,7 @@ from fxprune.finetuning import fine_tune
 from fxprune.plan import ChannelPlan, LayerPlan
 from fxprune.planning import plan_channels
 from fxprune.profiling import Profile, profile
+from fxprune.recovering import Recovery, recover
 from fxprune.saving import load_pruned, save_pruned
 from fxprune.sensitivity import sensitivity
 from fxprune.sparsity import finalize, prune_weights
@@ -44,6 +45,7 @@ __all__ = [
     "NothingToPruneError",
     "Profile",
     "Proof",
+    "Recovery",
     "TraceError",
     "UnknownNameError",
     "WeightError",
@@ -56,6 +58,7 @@ __all__ = [
     "profile",
     "prune_channels",
     "prune_weights",
+    "recover",
     "save_pruned",
     "sensitivity",
     "trace",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Network", "conv_norm", "pooled_head"]
+__all__ = ["Network", "conv_norm", "pooled_head", "scaled"]
 
+import math
 from typing import ClassVar
 
 from torch import nn
+
+from fxprune.errors import ArgumentError, ArgumentTypeError
 
 
 class Network(nn.Module):
@@ -41,3 +44,17 @@ def conv_norm(
 def pooled_head(channels: int, classes: int = 10) -> nn.Sequential:
     """Mean over space, then a linear classifier: ``(batch, channels, height, width)`` to ``(batch, classes)``."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels at some width of a network: ``max(1, round(channels * width))``.
+
+    Raises:
+        ArgumentError: ``width`` is not positive and finite.
+        ArgumentTypeError: ``width`` is not a number.
+    """
+    if isinstance(width, bool) or not isinstance(width, (int, float)):
+        raise ArgumentTypeError(f"width must be a number, such as 1.0 or 0.25, not {width!r}")
+    if not (math.isfinite(width) and width > 0):
+        raise ArgumentError(f"width must be positive and finite, such as 1.0 or 0.25, not {width!r}")
+    return max(1, round(channels * float(width)))

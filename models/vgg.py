@@ -4,12 +4,12 @@ from __future__ import annotations
 
 __all__ = ["VGG"]
 
-import math
 from collections import Counter, OrderedDict
 
 from torch import Tensor, nn
 
 from fxprune.errors import ArgumentError, ArgumentTypeError
+from fxprune.models.base import scaled
 
 _LAYOUT: tuple[int | None, ...] = (64, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 """Output channels of each convolution at full width; ``None`` is a 2x2 max pooling."""
@@ -35,10 +35,6 @@ class VGG(nn.Module):
 
     def __init__(self, width: float = 1.0, num_classes: int = 10) -> None:
         super().__init__()
-        if isinstance(width, bool) or not isinstance(width, (int, float)):
-            raise ArgumentTypeError(f"width must be a number, such as 1.0 or 0.25, not {width!r}")
-        if not (math.isfinite(width) and width > 0):
-            raise ArgumentError(f"width must be positive and finite, such as 1.0 or 0.25, not {width!r}")
         if isinstance(num_classes, bool) or not isinstance(num_classes, int):
             raise ArgumentTypeError(f"num_classes must be an integer, such as 10, not {num_classes!r}")
         if num_classes < 1:
@@ -56,7 +52,7 @@ class VGG(nn.Module):
             if full is None:
                 add("pool", nn.MaxPool2d(2))
                 continue
-            out = max(1, round(full * float(width)))
+            out = scaled(full, width)
             add("conv", nn.Conv2d(channels, out, 3, padding=1, bias=False))
             add("bn", nn.BatchNorm2d(out))
             add("relu", nn.ReLU(inplace=True))

@@ -15,6 +15,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from fxprune.errors import ArgumentError
 from fxprune.labels import Labels
 from fxprune.nested import map_nested, modules_by_name
+from fxprune.origin import note_origin
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
@@ -84,6 +85,7 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
     for (layer, name), value in plan.attributes.items():
         setattr(modules[layer], name, value)
     _read_again(result, plan)
+    note_origin(result, plan)
     return result
 
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchprofile import profile_macs
 
+from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError
-from fxprune.models import VGG, ZOO, example_inputs, randomize
+from fxprune.models import VGG, ZOO, DenseNet, MobileNetV2, ResNet20, example_inputs, randomize
+from fxprune.planning import plan_channels
+from fxprune.verification import verify
 
 NAMES = sorted(ZOO)
 
@@ -210,3 +213,22 @@ def test_randomize_keeps_what_is_shared_shared() -> None:
 def test_randomize_leaves_constant_buffers_alone() -> None:
     model = randomize(ZOO["channel_permutation"]())
     assert sorted(model.get_buffer("order").tolist()) == list(range(24))
+
+
+@pytest.mark.parametrize("kind", [DenseNet, MobileNetV2, ResNet20])
+def test_the_networks_of_the_benchmarks_can_be_pruned(kind: type[nn.Module]) -> None:
+    model = randomize(kind(width=0.5)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    assert model(x).shape == (2, 10)
+    plan = plan_channels(DependencyGraph.from_model(model, x), 0.5)
+    assert all(layer.outputs is not None for name, layer in plan.layers.items() if name != "head.2")
+    assert verify(model, plan, x).max_relative_error < 1e-10
+    with pytest.raises(ArgumentError, match="positive and finite"):
+        kind(width=0.0)
+    with pytest.raises(ArgumentTypeError, match="must be a number"):
+        kind(width="0.5")
+
+
+def test_the_resnet_is_that_of_the_paper() -> None:
+    # He et al., 2015, table 6: 0.27 million parameters; the strided shortcuts have weights here.
+    assert sum(p.numel() for p in ResNet20().parameters()) == 272_474

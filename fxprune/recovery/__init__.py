@@ -1,0 +1,1 @@
+"""Recovery without training: what a few unlabelled batches tell about the weights of a pruned network."""
