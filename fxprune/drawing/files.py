@@ -18,6 +18,7 @@ from fxprune.drawing.graphs import dot_text, to_graph
 from fxprune.drawing.picture import picture
 from fxprune.drawing.scene import Scene
 from fxprune.errors import ArgumentError, ArgumentTypeError
+from fxprune.files import written
 
 if TYPE_CHECKING:
     from fxprune.dependency import DependencyGraph
@@ -74,10 +75,8 @@ def draw(
     scene = Scene.of(subject, explain=False)
     scene = scene if depth is None else scene.folded(depth)
     data = write(scene, columns)
-    try:
-        file.write_bytes(data)
-    except OSError as error:
-        raise ArgumentError(f"the file '{file}' cannot be written: {error}") from error
+    with written(file) as part:
+        part.write_bytes(data)
     return file
 
 
