@@ -4,11 +4,12 @@ A network is traced, its channels are followed through every operator, a plan sa
 gives a new ``torch.fx.GraphModule`` that computes what the original computes with the removed channels zeroed.
 """
 
-from fxprune import models, passes
+from fxprune import models, passes, plot
 from fxprune.allocation import Budget, LatencyTable
 from fxprune.api import prune_channels
 from fxprune.capture import trace
 from fxprune.dependency import ChannelGroup, DependencyGraph
+from fxprune.drawing import draw
 from fxprune.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -49,12 +50,14 @@ __all__ = [
     "TraceError",
     "UnknownNameError",
     "WeightError",
+    "draw",
     "finalize",
     "fine_tune",
     "load_pruned",
     "models",
     "passes",
     "plan_channels",
+    "plot",
     "profile",
     "prune_channels",
     "prune_weights",

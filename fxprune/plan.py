@@ -86,6 +86,17 @@ class ChannelPlan:
         gone = len(self.kept) - int(self.kept.sum())
         return f"ChannelPlan({len(self.layers)} layers, {gone} units removed, {len(self.tensors)} tensors cut)"
 
+    def _repr_svg_(self) -> str:
+        """What a notebook shows: the picture, folded as far as a cell needs it."""
+        from fxprune.drawing.files import notebook_svg
+
+        return notebook_svg(self)
+
+    def _repr_html_(self) -> str:
+        from fxprune.drawing.files import notebook_html
+
+        return notebook_html(self)
+
     def apply(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite a model; the model itself stays as it is.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import nn
 
+from fxprune import plot
 from fxprune.environment import device_name
 from fxprune.errors import ArgumentError
 from fxprune.files import make_folder
@@ -21,7 +22,6 @@ from fxprune.lab import steps
 from fxprune.lab.report import summarise
 from fxprune.lab.results import LabResults, Variant
 from fxprune.lab.settings import LabSettings
-from fxprune.plotting import sensitivity_curves, trade_off, weight_histograms, width_bars
 from fxprune.sensitivity import Sensitivity
 
 
@@ -80,8 +80,8 @@ def run_lab(settings: LabSettings) -> LabRun:
         seconds=seconds,
     )
     plots = {
-        "histograms": weight_histograms(steps.layer_weights(dense.network), title="Weights of the dense network"),
-        "histograms_pruned": weight_histograms(
+        "histograms": plot.histograms(steps.layer_weights(dense.network), title="Weights of the dense network"),
+        "histograms_pruned": plot.histograms(
             steps.layer_weights(masked), nonzero_only=True, title="Weights that fine-grained pruning leaves"
         ),
         **lab_figures(results),
@@ -144,13 +144,12 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
         },
     }
     return {
-        "sensitivity": sensitivity_curves(results.sensitivity),
-        "widths": width_bars(
-            results.widths_before,
-            results.widths_after,
+        "sensitivity": plot.sensitivity(results.sensitivity),
+        "widths": plot.widths(
+            {name: (before, results.widths_after[name]) for name, before in results.widths_before.items()},
             title=f"Channels of each convolution, {100 * results.settings.ratio:g} % removed",
         ),
-        "trade_off": trade_off(
+        "trade_off": plot.comparison(
             {
                 "as pruned": {name: v.accuracy for name, v in variants.items()},
                 "fine-tuned": {n: v.tuned_accuracy for n, v in variants.items() if v.tuned_accuracy is not None},
