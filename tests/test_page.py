@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
-import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from browser import overlaps
 from torch import nn
 
 import fxprune
 from fxprune.drawing import page as pages
 from fxprune.drawing.scene import Scene
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SWITCHES = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 NETWORKS = ("resnet18", "densenet201", "shufflenet_v2_x1_0")
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = f"{SCRIPT}\u2028</text>&amp;'"
@@ -44,17 +38,6 @@ class Drawn:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drawn]:
     known: dict[str, Drawn] = {}
 
@@ -69,29 +52,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drawn]:
         return known[name]
 
     return draw
-
-
-@pytest.fixture
-def show(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a file; at the end no page has complained, asked for another file, or opened a dialogue."""
-    complaints: list[str] = []
-    opened = []
-
-    def open_page(file: Path, width: int = 1280, height: int = 800, **context: Any) -> Any:
-        tab = browser.new_page(viewport={"width": width, "height": height}, **context)
-        tab.set_default_timeout(5000)
-        tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("request", lambda request: complaints.extend([request.url] * (request.url != file.as_uri())))
-        tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        tab.goto(file.as_uri())
-        opened.append(tab)
-        return tab
-
-    yield open_page
-    for tab in opened:
-        tab.close()
-    assert not complaints
 
 
 def _find(tab: Any, name: str) -> Any:
@@ -278,38 +238,7 @@ def test_folding(name: str, drawn: Callable[[str], Drawn], show: Callable[..., A
 
 # How it looks ---------------------------------------------------------------------------------------------------------
 
-TEXTS = """() => {
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  const inside = (rect, outer) =>
-    rect.right > outer.left && rect.left < outer.right && rect.bottom > outer.top && rect.top < outer.bottom;
-  const hidden = 'script, style, title, .fxg-aside-text';
-  while (walker.nextNode()) {
-    const [node, parent] = [walker.currentNode, walker.currentNode.parentElement];
-    if (!node.data.trim() || parent.closest(hidden) || !parent.checkVisibility()) continue;
-    const range = document.createRange();
-    range.selectNodeContents(node);
-    const clip = (parent.closest('.fxg-svg, .fxg-panel') || document.body).getBoundingClientRect();
-    for (const rect of range.getClientRects()) {
-      if (rect.width && inside(rect, clip)) {
-        const [right, bottom] = [Math.min(rect.right, clip.right), Math.min(rect.bottom, clip.bottom)];
-        found.push([node.data, rect.left, rect.top, right, bottom]);
-      }
-    }
-  }
-  return found;
-}"""
-
-
-def _overlaps(tab: Any) -> list[tuple[str, str]]:
-    texts = tab.evaluate(TEXTS)
-    assert len(texts) > 20
-    # A line's box is taller than its letters.
-    return [
-        (a[0], b[0])
-        for a, b in itertools.combinations(texts, 2)
-        if min(a[3], b[3]) - max(a[1], b[1]) > 1 and min(a[4], b[4]) - max(a[2], b[2]) > 3
-    ]
+CLIPS = ".fxg-svg, .fxg-panel, .fxg-row-name"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -318,17 +247,17 @@ def test_no_texts_overlap_and_nothing_scrolls_sideways(
 ) -> None:
     network = drawn(name)
     tab = show(network.file)
-    assert _overlaps(tab) == []
+    assert overlaps(tab, CLIPS) == []
     tab.click("[data-fxg=unfold-all]")
     _find(tab, max(network.deps.prunable, key=lambda group: len(group.followers)).producers[0])
     tab.focus("[data-fxg=ratio]")
     tab.keyboard.press("End")
-    assert _overlaps(tab) == []
+    assert overlaps(tab, CLIPS) == []
     for width in (1280, 900, 420):
         tab.set_viewport_size({"width": width, "height": 800})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate("document.querySelector('.fxg').scrollWidth") <= width
-        assert _overlaps(tab) == []
+        assert overlaps(tab, CLIPS) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
