@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from browser import overlaps
+from test_commands import run
 from torch import nn
 
 import fxprune
@@ -238,7 +239,7 @@ def test_folding(name: str, drawn: Callable[[str], Drawn], show: Callable[..., A
 
 # How it looks ---------------------------------------------------------------------------------------------------------
 
-CLIPS = ".fxg-svg, .fxg-panel, .fxg-row-name"
+CLIPS = ".fxg-svg, .fxg-panel"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -391,7 +392,7 @@ def test_two_graphs_stand_in_one_page(show: Callable[..., Any], tmp_path: Path) 
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
     deps = fxprune.DependencyGraph.from_model(model, torch.zeros(1, 3, 16, 16))
     graphs = [
-        pages.GraphComponent.of(subject, key) for subject, key in ((deps, "a"), (fxprune.plan_channels(deps), "b"))
+        pages.GraphComponent.of(subject, key=key) for subject, key in ((deps, "a"), (fxprune.plan_channels(deps), "b"))
     ]
     scripts = "".join(f"<script>{script}</script>" for script in graphs[0].scripts)
     styles = f"<style>{graphs[0].styles} .fxg {{ --fxg-height: 500px; }}</style>"
@@ -404,3 +405,29 @@ def test_two_graphs_stand_in_one_page(show: Callable[..., Any], tmp_path: Path) 
     tab.locator(".fxg").nth(1).locator("[data-name='0']").click()
     assert tab.locator(".fxg").nth(0).locator(".fxg-lit").count() == 0
     assert tab.locator(".fxg").nth(1).locator(".fxg-lit").count() == 2
+
+
+# The ways to it -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [None, 1, 2])
+def test_draw_writes_a_page(depth: int | None, show: Callable[..., Any], tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 3))))
+    deps = fxprune.DependencyGraph.from_model(model, torch.zeros(1, 3, 16, 16))
+    tab = show(fxprune.draw(deps, tmp_path / "graph.html", depth))
+    assert _boxes(tab) == {None: 5, 1: 3, 2: 4}[depth]
+    with pytest.raises(fxprune.ArgumentError, match="depth must be an integer of at least 1"):
+        fxprune.draw(deps, tmp_path / "none.html", 0)
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_the_command_writes_what_the_suffix_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (tmp_path / "graph.html", tmp_path / "graph.dot"):
+        assert run("graph", "resnet18", "-o", str(file), "--ratio=0.5", "--input-size=3x64x64") == 0
+        assert f"written to {file}" in capsys.readouterr().out
+        assert file.stat().st_size > 10_000
+    data = re.search(r'<script type="application/json">(.*)</script>', (tmp_path / "graph.html").read_text())
+    assert data is not None
+    assert json.loads(data[1])["plan"]["ratio"] == pytest.approx(0.5, abs=0.01)
+    assert run("graph", "resnet18", "-o", str(tmp_path / "graph.doc"), "--input-size=3x64x64") == 2
+    assert "those that do are .svg, .png" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from fxprune.costs import Costs
 from fxprune.dependency import DependencyGraph
-from fxprune.drawing.scene import Scene
+from fxprune.drawing.scene import Scene, check_depth
 from fxprune.drawing.slider import slider_data
 from fxprune.plan import ChannelPlan
 
@@ -49,30 +49,35 @@ class GraphComponent:
         slider: What :func:`fxprune.drawing.slider.slider_data` gives, or None for a graph without the slider.
         plan: What a plan leaves: ``parameters``, ``macs``, the latter by ``layers`` as well, and the ``ratio`` of units
             that it removes; None without one.
+        depth: How many names of a module path are told apart at first; None for as many as are readable.
         key: What its ids begin with; another one for each graph of a page.
     """
 
     scene: Scene
     slider: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
+    depth: int | None = None
     key: str = "fxg"
 
     @classmethod
-    def of(cls, subject: DependencyGraph | ChannelPlan, key: str = "fxg") -> GraphComponent:
+    def of(cls, subject: DependencyGraph | ChannelPlan, depth: int | None = None, key: str = "fxg") -> GraphComponent:
         """The graph of a network, with a plan what it does to it.
 
         Args:
             subject: The analysed network, or a plan for it.
+            depth: How many names of a module path are told apart at first; None for as many as are readable.
             key: What ids in the page begin with.
 
         Raises:
             ArgumentTypeError: ``subject`` is something else.
+            ArgumentError: ``depth`` is below 1.
         """
+        check_depth(depth)
         scene = Scene.of(subject)
         if isinstance(subject, ChannelPlan):
             deps = DependencyGraph.of(subject.gm, subject.structure)
-            return cls(scene, slider_data(deps, scene), _after(Costs.of(deps), subject), key)
-        return cls(scene, slider_data(subject, scene), None, key)
+            return cls(scene, slider_data(deps, scene), _after(Costs.of(deps), subject), depth, key)
+        return cls(scene, slider_data(subject, scene), None, depth, key)
 
     def html(self, heading: str = "h2") -> Markup:
         """The graph's own markup, with its data.
@@ -90,7 +95,7 @@ class GraphComponent:
     def data(self) -> Markup:
         """Everything as JSON, for a script element."""
         slider = self.slider or {"costs": None, "widths": None}
-        return script_json({"scene": self.scene.as_dict(), "plan": self.plan, **slider})
+        return script_json({"scene": self.scene.as_dict(), "plan": self.plan, "depth": self.depth, **slider})
 
     @property
     def styles(self) -> Markup:
@@ -103,16 +108,19 @@ class GraphComponent:
         return _scripts()
 
 
-def page_html(subject: DependencyGraph | ChannelPlan) -> str:
+def page_html(subject: DependencyGraph | ChannelPlan, depth: int | None = None) -> str:
     """The page of a network: one HTML file that loads nothing.
 
     Args:
         subject: The analysed network, or a plan for it.
+        depth: How many names of a module path are told apart at first; None for as many as are readable.
 
     Raises:
         ArgumentTypeError: Something else.
+        ArgumentError: ``depth`` is below 1.
     """
-    return _environment().get_template("page.html").render(component=GraphComponent.of(subject))
+    component = GraphComponent.of(subject, depth=depth)
+    return _environment().get_template("page.html").render(component=component)
 
 
 @lru_cache(maxsize=1)

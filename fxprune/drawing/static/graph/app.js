@@ -16,7 +16,8 @@
       graph.chooseGroups(this.model);
       this.numbers = new graph.Numbers(data);
       this.find = (name) => root.querySelector(`[data-fxg=${name}]`);
-      graph.openReadable(this.model, READABLE);
+      if (data.depth === null) graph.openReadable(this.model, READABLE);
+      else graph.openPaths(this.model, data.depth);
       this.makeView();
       this.panel = new graph.Panel(this.find('panel'), this.model, this.numbers, {
         pick: (item) => this.fromPanel(() => this.goTo(item)),

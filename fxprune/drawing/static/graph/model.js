@@ -123,6 +123,11 @@
     for (const module of model.modules) module.open = module === model.root || module.depth <= depth;
   }
 
+  /** Tell apart so many names of module paths. */
+  function openPaths(model, names) {
+    for (const module of model.modules) module.open = module.path.length < names;
+  }
+
   /** The depth to which everything is open: the smallest depth of a closed module, less one. */
   function openDepth(model) {
     const closed = model.modules.filter((module) => !module.open).map((module) => module.depth);
@@ -180,5 +185,5 @@
     };
   }
 
-  Object.assign(graph, { makeModel, openReadable, setDepth, openDepth, visibleItems, boxOf, reveal });
+  Object.assign(graph, { makeModel, openReadable, openPaths, setDepth, openDepth, visibleItems, boxOf, reveal });
 })((globalThis.fxpruneGraph ??= {}));
