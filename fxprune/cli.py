@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.commands import explain_text, prune_text
+from fxprune.commands import explain_text, graph_text, prune_text
 from fxprune.errors import FxpruneError
 from fxprune.finetuning import process_state
 from fxprune.lab import LabSettings, make_folder, run_lab, save_run
@@ -97,6 +97,30 @@ def explain(
 ) -> None:
     """Say what a layer's channels are coupled with, and what cannot be pruned and why."""
     print(explain_text(model, layer, input_size, heads))
+
+
+@app.command()
+def graph(
+    model: Annotated[str, _MODEL],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write: .html is a page, .svg, .png and .pdf are pictures, .dot and .graphml data.",
+        ),
+    ] = Path("graph.html"),
+    ratio: Annotated[
+        float | None, typer.Option(help="Show what removing this fraction of every group would do, in [0, 1).")
+    ] = None,
+    input_size: Annotated[str | None, _SIZE] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="Take every head of an attention as one unit.")] = False,
+    depth: Annotated[
+        int | None, typer.Option(help="Names of a module path that are told apart: 1 draws stages, 2 their blocks.")
+    ] = None,
+) -> None:
+    """Draw a model: which layers are coupled, what can go, and what a plan removes."""
+    print(graph_text(model, out, ratio, input_size, heads, depth))
 
 
 @app.command()

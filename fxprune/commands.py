@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["explain_text", "prune_text"]
+__all__ = ["explain_text", "graph_text", "prune_text"]
 
 import warnings
 from pathlib import Path
@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from fxprune.dependency import DependencyGraph
+from fxprune.drawing import draw
+from fxprune.drawing.files import PAGE
 from fxprune.errors import ArgumentError
 from fxprune.loading import example_of, load_model, shown
 from fxprune.planning import plan_channels
@@ -34,6 +36,34 @@ def explain_text(model: str, layer: str | None = None, size: str | None = None, 
     deps = DependencyGraph.from_model(network, example_of(model, network, size))
     deps = deps.whole_heads() if heads else deps
     return groups_table(deps.groups) if layer is None else deps.explain(layer)
+
+
+def graph_text(
+    model: str,
+    out: Path,
+    ratio: float | None = None,
+    size: str | None = None,
+    heads: bool = False,
+    depth: int | None = None,
+) -> str:
+    """Draw a model, and say where.
+
+    Args:
+        model: A name as for :func:`fxprune.loading.load_model`.
+        out: The file; its suffix says what is written, as for :func:`fxprune.draw`.
+        ratio: What part of every group a plan removes whose effect is shown; None to show the model as it is.
+        size: Sizes of the inputs as for :func:`fxprune.loading.example_of`.
+        heads: Take every head of an attention as one unit.
+        depth: How many names of a module path are told apart; None leaves the choice.
+
+    Raises:
+        FxpruneError: An unknown model, a model that cannot be captured, or a file that cannot be written.
+    """
+    network = load_model(model).eval()
+    deps = DependencyGraph.from_model(network, example_of(model, network, size))
+    deps = deps.whole_heads() if heads else deps
+    file = draw(deps if ratio is None else plan_channels(deps, ratio), out, depth)
+    return f"written to {file}" + ("; open it in a browser, it needs no network" if file.suffix == PAGE else "")
 
 
 def prune_text(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SUFFIXES", "draw", "notebook_html", "notebook_svg"]
+__all__ = ["PAGE", "SUFFIXES", "draw", "notebook_html", "notebook_svg"]
 
 import io
 import os
@@ -15,6 +15,7 @@ import networkx as nx
 
 from fxprune.drawing.canvas import SETTINGS
 from fxprune.drawing.graphs import dot_text, to_graph
+from fxprune.drawing.page import page_html
 from fxprune.drawing.picture import picture
 from fxprune.drawing.scene import Scene
 from fxprune.errors import ArgumentError, ArgumentTypeError
@@ -47,9 +48,10 @@ def draw(
 
     Args:
         subject: The analysed network, or a plan for it.
-        path: The file to write. Its suffix says what: ``.svg``, ``.png`` and ``.pdf`` are pictures, ``.dot`` is text
-            for Graphviz, and ``.graphml`` is for other tools that read graphs.
+        path: The file to write. Its suffix says what: ``.svg``, ``.png`` and ``.pdf`` are pictures, ``.html`` is a page
+            to look around in, ``.dot`` is text for Graphviz, and ``.graphml`` is for other tools that read graphs.
         depth: How many names of a module path are told apart: 1 draws stages, 2 their blocks; None draws every layer.
+            A page unfolds so many at first; None is as many as are readable.
         columns: How many columns a picture is wrapped into; None for a picture somewhat wider than high.
 
     Returns:
@@ -66,18 +68,21 @@ def draw(
     if not isinstance(path, str | os.PathLike):
         raise ArgumentTypeError(f"path must be the name of a file, not {path!r} of type {type(path).__name__}")
     file = Path(path)
-    write = SUFFIXES.get(file.suffix.lower())
-    if write is None:
-        known = ", ".join(SUFFIXES)
+    suffix = file.suffix.lower()
+    if suffix != PAGE and suffix not in SUFFIXES:
+        known = ", ".join((*SUFFIXES, PAGE))
         raise ArgumentError(f"'{file}' has the suffix '{file.suffix}', which says nothing; those that do are {known}")
     if columns is not None and (isinstance(columns, bool) or not isinstance(columns, int) or columns < 1):
         raise ArgumentError(f"columns must be an integer of at least 1, not {columns!r}; None chooses")
-    scene = Scene.of(subject, explain=False)
-    scene = scene if depth is None else scene.folded(depth)
-    data = write(scene, columns)
+    data = page_html(subject, depth).encode() if suffix == PAGE else _drawn(subject, suffix, depth, columns)
     with written(file) as part:
         part.write_bytes(data)
     return file
+
+
+def _drawn(subject: DependencyGraph | ChannelPlan, suffix: str, depth: int | None, columns: int | None) -> bytes:
+    scene = Scene.of(subject, explain=False)
+    return SUFFIXES[suffix](scene if depth is None else scene.folded(depth), columns)
 
 
 def _figure_as(kind: str) -> Callable[[Scene, int | None], bytes]:
@@ -107,7 +112,11 @@ SUFFIXES: dict[str, Callable[[Scene, int | None], bytes]] = {
     ".dot": _dot,
     ".graphml": _graphml,
 }
-"""What writes a scene, by the file's suffix: takes it with the number of columns, and returns the file's content."""
+"""What draws a scene, by the file's suffix: takes it with the number of columns, and returns the file's content."""
+
+
+PAGE = ".html"
+"""The suffix of a page, which needs more than the scene."""
 
 
 def notebook_svg(subject: DependencyGraph | ChannelPlan) -> str:

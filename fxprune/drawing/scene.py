@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Block", "Scene", "in_rows"]
+__all__ = ["Block", "Scene", "check_depth", "in_rows"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -126,8 +126,7 @@ class Scene:
         Raises:
             ArgumentError: ``depth`` is below 1.
         """
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise ArgumentError(f"depth must be an integer of at least 1, not {depth!r}; None folds nothing")
+        check_depth(depth)
         owner = _runs([block.path[:depth] if len(block.path) > depth else None for block in self.blocks], self.edges)
         members: dict[int, list[int]] = {}
         for index, number in enumerate(owner):
@@ -177,6 +176,12 @@ class Scene:
             "edges": [list(edge) for edge in self.edges],
             "groups": [_plain(asdict(group)) for group in self.groups],
         }
+
+
+def check_depth(depth: int | None) -> None:
+    """Raise ArgumentError unless a depth is None or an integer of at least 1."""
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
+        raise ArgumentError(f"depth must be an integer of at least 1, not {depth!r}; None leaves the choice")
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
