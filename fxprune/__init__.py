@@ -8,6 +8,7 @@ from fxprune import models, passes
 from fxprune.allocation import Budget, LatencyTable
 from fxprune.api import prune_channels
 from fxprune.capture import trace
+from fxprune.dead_channels import plan_dead_channels
 from fxprune.dependency import ChannelGroup, DependencyGraph
 from fxprune.errors import (
     ArgumentError,
@@ -55,6 +56,7 @@ __all__ = [
     "models",
     "passes",
     "plan_channels",
+    "plan_dead_channels",
     "profile",
     "prune_channels",
     "prune_weights",
