@@ -24,7 +24,7 @@ LIMIT = 1e-12
 
 
 def thinned(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random rows and columns of all weights become zero, and some biases of what is left positive, zero or negative."""
+    """Random rows and columns of all weights become zero, and some of what is left gets a bias of any sign."""
     generator = torch.Generator().manual_seed(seed)
 
     def some(size: int, share: float) -> Tensor:
