@@ -20,7 +20,7 @@ import fxprune
 PACKAGES = {"fxprune": "fxprune", "fxprune.passes": "passes", "fxprune.models": "models"}
 
 
-@pytest.mark.parametrize("package", [*PACKAGES, "fxprune.rules", "fxprune.lab"])
+@pytest.mark.parametrize("package", [*PACKAGES, "fxprune.rules", "fxprune.lab", "fxprune.reports"])
 def test_packages_import_from_any_folder(package: str, tmp_path: Path) -> None:
     code = f"import {package} as package; print(package.__file__)"
     environment = {**os.environ, "PYTHONPATH": ""}
