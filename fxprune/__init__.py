@@ -8,6 +8,7 @@ from fxprune import models, passes, plot
 from fxprune.allocation import Budget, LatencyTable
 from fxprune.api import prune_channels
 from fxprune.capture import trace
+from fxprune.dead_channels import plan_dead_channels
 from fxprune.dependency import ChannelGroup, DependencyGraph
 from fxprune.drawing import draw
 from fxprune.errors import (
@@ -57,6 +58,7 @@ __all__ = [
     "models",
     "passes",
     "plan_channels",
+    "plan_dead_channels",
     "plot",
     "profile",
     "prune_channels",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 __all__ = [
     "LAYERS",
+    "WEIGHT_FUNCTIONS",
     "WeightPlace",
     "check_sparsity",
+    "check_weight",
     "find_place",
     "magnitude_mask",
     "magnitude_masks",
     "parameter_name",
     "prunable_weights",
+    "wanted_sparsities",
     "weight_places",
 ]
 
@@ -36,7 +39,7 @@ from fxprune.errors import (
 LAYERS: tuple[type[nn.Module], ...] = (_ConvNd, nn.Linear)
 """The layers whose weights one sparsity for all applies to."""
 
-_WEIGHT_FUNCTIONS = frozenset(
+WEIGHT_FUNCTIONS = frozenset(
     {
         F.conv1d,
         F.conv2d,
@@ -47,6 +50,7 @@ _WEIGHT_FUNCTIONS = frozenset(
         F.linear,
     }
 )
+"""The functions whose second argument is a weight of that kind."""
 
 
 class WeightPlace(NamedTuple):
@@ -127,7 +131,7 @@ def prunable_weights(gm: fx.GraphModule) -> tuple[str, ...]:
             # An opaque node can hold several layers.
             for module in gm.get_submodule(str(node.target)).modules():
                 names += by_layer.get(id(module), [])
-        elif node.op == "call_function" and node.target in _WEIGHT_FUNCTIONS:
+        elif node.op == "call_function" and node.target in WEIGHT_FUNCTIONS:
             weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
             if isinstance(weight, fx.Node) and weight.op in ("get_attr", "call_module"):
                 names.append(parameter_name(str(weight.target)))
@@ -180,7 +184,22 @@ def magnitude_mask(weight: Tensor, sparsity: float, name: str = "weight") -> Ten
         WeightError: The weight holds NaN or Inf, or holds no values because it is on the meta device.
     """
     zeros = round(check_sparsity(sparsity, f"the sparsity of '{name}'") * weight.numel())
-    weight = weight.detach()
+    weight = check_weight(weight.detach(), name)
+    if zeros == 0:
+        return torch.ones_like(weight, dtype=torch.bool)
+    importance = weight.abs()
+    ranked = importance.flatten()
+    # On CUDA, kthvalue is refused under torch.use_deterministic_algorithms; sorting is not.
+    threshold = ranked.sort().values[zeros - 1] if ranked.is_cuda else ranked.kthvalue(zeros).values
+    return importance > threshold
+
+
+def check_weight(weight: Tensor, name: str) -> Tensor:
+    """The weight itself.
+
+    Raises:
+        WeightError: It holds NaN or Inf, or holds no values because it is on the meta device.
+    """
     if weight.is_meta:
         raise WeightError(f"'{name}' is on the meta device and holds no values to rank: load its weights first")
     finite = torch.isfinite(weight)
@@ -189,13 +208,7 @@ def magnitude_mask(weight: Tensor, sparsity: float, name: str = "weight") -> Ten
             f"'{name}' holds NaN or Inf in {int((~finite).sum())} of its {weight.numel()} values, so that ranking them "
             f"means nothing: find out where they come from, or replace them, before pruning"
         )
-    if zeros == 0:
-        return torch.ones_like(weight, dtype=torch.bool)
-    importance = weight.abs()
-    ranked = importance.flatten()
-    # On CUDA, kthvalue is refused under torch.use_deterministic_algorithms; sorting is not.
-    threshold = ranked.sort().values[zeros - 1] if ranked.is_cuda else ranked.kthvalue(zeros).values
-    return importance > threshold
+    return weight
 
 
 def magnitude_masks(gm: fx.GraphModule, sparsity: float | Mapping[str, float]) -> dict[str, Tensor]:
@@ -216,6 +229,13 @@ def magnitude_masks(gm: fx.GraphModule, sparsity: float | Mapping[str, float]) -
         WeightError: A weight holds NaN or Inf.
     """
     places = weight_places(gm)
+    wanted = wanted_sparsities(gm, sparsity)
+    return {name: magnitude_mask(places[name].value, value, name) for name, value in wanted.items()}
+
+
+def wanted_sparsities(gm: fx.GraphModule, sparsity: float | Mapping[str, float]) -> dict[str, float]:
+    """The sparsity of every parameter that is to be pruned; see :func:`magnitude_masks`."""
+    places = weight_places(gm)
     if isinstance(sparsity, Mapping):
         wanted = {name: check_sparsity(value, f"the sparsity of '{name}'") for name, value in sparsity.items()}
     else:
@@ -235,7 +255,7 @@ def magnitude_masks(gm: fx.GraphModule, sparsity: float | Mapping[str, float]) -
                 f"'{first}' and '{name}' are one shared parameter, but were given the sparsities {wanted[first]} and "
                 f"{wanted[name]}: name one of them only"
             )
-    return {name: magnitude_mask(places[name].value, value, name) for name, value in wanted.items()}
+    return wanted
 
 
 def find_place(places: Mapping[str, WeightPlace], name: str) -> WeightPlace:

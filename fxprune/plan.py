@@ -68,6 +68,8 @@ class ChannelPlan:
         kept: Whether each unit stays.
         place: For a permutation, the label that takes each label's place.
         allocation: How a budget was shared out, if the plan has one.
+        constants: For a plan that changes nothing, what removed inputs of a layer always are, by the layer's name: an
+            array with an entry for each input channel, 0 for all others. None for a plan that removes what matters.
     """
 
     layers: Mapping[str, LayerPlan]
@@ -80,6 +82,7 @@ class ChannelPlan:
     kept: NDArray[np.bool_]
     place: IntArray | None = None
     allocation: Allocation | None = None
+    constants: Mapping[str, NDArray[np.float64]] | None = None
 
     def __repr__(self) -> str:
         """A line: the indices of a large network would fill pages."""

@@ -206,7 +206,8 @@ def tradeoff(
     axes.set_xlabel(f"multiply-accumulates of one forward pass ({unit})")
     axes.set_ylabel("accuracy")
     axes.set_xlim(left=0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    heights = [accuracy for found in series.values() for _, accuracy in found]
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if max(heights) - min(heights) > 0.05 else 1))
     axes.grid(alpha=0.3)
     axes.set_title(title)
     legend = figure.legend(loc="outside right upper", frameon=False, fontsize=9)

@@ -9,20 +9,40 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from fxprune.capture import Example, trace
-from fxprune.errors import ArgumentTypeError
+from fxprune.criteria.weights import WeightCriterion
+from fxprune.errors import ArgumentError, ArgumentTypeError
 from fxprune.passes.fine_grained_pruning import FineGrainedPruning
 from fxprune.passes.fold_masks import FoldMasks
+from fxprune.patterns import NM, Pattern, find_pattern
 
 
-def prune_weights(model: nn.Module, example_inputs: Example, sparsity: float | Mapping[str, float]) -> fx.GraphModule:
-    """Set the smallest weights of a network to zero, and keep them there.
+def prune_weights(
+    model: nn.Module,
+    example_inputs: Example,
+    sparsity: float | Mapping[str, float] | None = None,
+    criterion: str | WeightCriterion = "magnitude",
+    pattern: str | Pattern = "unstructured",
+    scope: str = "layer",
+) -> fx.GraphModule:
+    """Set the least important weights of a network to zero, and keep them there.
 
     Args:
         model: Any network; it is left as it is.
         example_inputs: A tensor, a tuple of arguments or a mapping of keyword arguments, with which ``model`` runs.
         sparsity: Fraction of each tensor that becomes zero, in [0, 1]: one number for every weight of the convolutions
             and linear layers (not for biases and norms), or one per parameter name, as in
-            ``{"backbone.conv1.weight": 0.6}``; parameters that are not named stay dense.
+            ``{"backbone.conv1.weight": 0.6}``; parameters that are not named stay dense. It may be left out for the
+            pattern N:M, which says it itself.
+        criterion: ``"magnitude"``, or an object that looks at data: :class:`fxprune.criteria.Taylor`,
+            :class:`fxprune.criteria.Snip` or :class:`fxprune.criteria.Wanda`.
+        pattern: ``"unstructured"``, every weight by itself; ``"kernel"``, whole kernels of convolutions;
+            :class:`fxprune.patterns.Block`, blocks of outputs and flattened inputs, of which the means are ranked; or
+            ``"2:4"`` and the like (:class:`fxprune.patterns.NM`), exactly so many of so many neighbours along the
+            flattened inputs. With N:M and one sparsity for all, or none, weights with a flattened input dimension that
+            is no multiple stay dense.
+        scope: ``"layer"`` makes every weight as sparse as said; ``"global"`` ranks the weights of all layers together,
+            so that all of them are as sparse as said. Importances are compared as they are; Wanda's and those of N:M
+            are compared within an output channel in any case.
 
     Returns:
         A new network that shares no storage with ``model``. Its pruned parameters carry masks as parametrizations, so
@@ -30,16 +50,21 @@ def prune_weights(model: nn.Module, example_inputs: Example, sparsity: float | M
 
     Raises:
         TraceError: The network cannot be captured with these inputs.
-        ArgumentError: A sparsity is out of range.
-        ArgumentTypeError: A sparsity is not a number.
-        UnknownNameError: The network has no parameter of a given name.
-        NothingToPruneError: One sparsity was given, and there is neither a convolution nor a linear layer.
+        ArgumentError: A sparsity is out of range or missing, what is given does not go together, or the criterion
+            cannot be computed from its batches.
+        ArgumentTypeError: A sparsity is not a number, or another argument of a wrong type.
+        UnknownNameError: The network has no parameter of a given name, or there is no such criterion or pattern.
+        NothingToPruneError: One sparsity was given, and there is neither a convolution nor a linear layer, or none of
+            which the pattern fits.
         WeightError: A parameter holds NaN or Inf.
 
     Example:
         >>> sparse = prune_weights(model, torch.zeros(1, 3, 32, 32), sparsity=0.8)
+        >>> sparse = prune_weights(model, torch.zeros(1, 3, 32, 32), pattern="2:4", criterion=Wanda(batches))
     """
-    pruning = FineGrainedPruning(sparsity=sparsity)
+    if sparsity is None and not isinstance(find_pattern(pattern), NM):
+        raise ArgumentError("prune_weights needs a sparsity, unless the pattern is N:M, which says it itself")
+    pruning = FineGrainedPruning(sparsity=sparsity, criterion=criterion, pattern=pattern, scope=scope)
     network: fx.GraphModule = pruning.call(trace(model, example_inputs)).graph_module
     return network
 

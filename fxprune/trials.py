@@ -98,7 +98,9 @@ def loss_value(loss: Loss, output: Any, targets: Any) -> Tensor:
         kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ArgumentTypeError(f"the loss must be a tensor with one number, not {kind}: take the mean, say")
     if not bool(torch.isfinite(value)):
-        raise ArgumentError(f"the loss of a batch is {float(value)}: its gradient says nothing about what matters")
+        raise ArgumentError(
+            f"the loss of a batch is {float(value.detach())}: its gradient says nothing about what matters"
+        )
     if not value.requires_grad:
         raise ArgumentError("the loss does not depend on what the network computes, or was detached from it")
     return value.reshape(())

@@ -11,9 +11,12 @@ from types import MappingProxyType
 from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from fxprune.criteria.weights import WeightCriterion
 from fxprune.errors import ArgumentError, ArgumentTypeError
-from fxprune.masks import check_sparsity, magnitude_masks
+from fxprune.masking import check_choice, weight_masks
+from fxprune.masks import check_sparsity
 from fxprune.parametrizing import attach_masks, copy_network
+from fxprune.patterns import NM, Pattern, find_pattern
 
 
 # By identity, because a PassManager with constraints keeps its passes in a dictionary and mappings have no hash.
@@ -29,11 +32,12 @@ class FineGrainedPruning(PassBase):
 
     Args:
         sparsity: Fraction of zeros in [0, 1], by the rule of :func:`fxprune.masks.magnitude_mask`: one for all weights
-            of convolutions and linear layers, or one per parameter name.
+            of convolutions and linear layers, or one per parameter name. The pattern N:M needs none.
         masks: In place of a sparsity, boolean tensors by parameter name; True where the weight is kept.
+        criterion, pattern, scope: As for :func:`fxprune.prune_weights`.
 
     Raises:
-        ArgumentError: Neither or both are given, or a sparsity is out of range.
+        ArgumentError: Neither or both are given, a sparsity is out of range, or what is given does not go together.
         ArgumentTypeError: A sparsity is not a number, or neither a number nor a mapping is given.
 
     Example:
@@ -42,9 +46,13 @@ class FineGrainedPruning(PassBase):
 
     sparsity: float | Mapping[str, float] | None = None
     masks: Mapping[str, Tensor] | None = None
+    criterion: str | WeightCriterion = "magnitude"
+    pattern: str | Pattern = "unstructured"
+    scope: str = "layer"
 
     def __post_init__(self) -> None:
-        if (self.sparsity is None) == (self.masks is None):
+        groups = isinstance(find_pattern(self.pattern), NM)
+        if (self.sparsity is None and not groups) == (self.masks is None):
             given = "neither" if self.masks is None else "both"
             raise ArgumentError(f"FineGrainedPruning needs either sparsity or masks, but was given {given}")
         for field in ("sparsity", "masks"):
@@ -61,6 +69,8 @@ class FineGrainedPruning(PassBase):
             raise ArgumentTypeError(
                 f"masks must be a mapping from parameter names to boolean tensors, not {type(self.masks).__name__}"
             )
+        if self.masks is None:
+            check_choice(self.sparsity, self.criterion, self.pattern, self.scope)
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Prune a copy.
@@ -78,7 +88,9 @@ class FineGrainedPruning(PassBase):
             ArgumentError: A mask does not have its parameter's shape.
             ArgumentTypeError: A mask is not a boolean tensor.
         """
-        masks = magnitude_masks(graph_module, self.sparsity) if self.sparsity is not None else self.masks or {}
+        masks = self.masks
+        if masks is None:
+            masks = weight_masks(graph_module, self.sparsity, self.criterion, self.pattern, self.scope)
         network = copy_network(graph_module)
         attach_masks(network, masks)
         return PassResult(network, bool(masks))

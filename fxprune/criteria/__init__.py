@@ -1,7 +1,8 @@
 """Importance criteria: what a channel or a weight is worth.
 
 Channels are scored by name (:data:`CRITERIA`), by an object that looks at data (:class:`Taylor`, :class:`Obd`,
-:class:`ActivationMean`, :class:`Apoz`), or by a function of your own.
+:class:`ActivationMean`, :class:`Apoz`), or by a function of your own. Single weights are scored by name
+(:data:`WEIGHT_CRITERIA`) or by an object that looks at data (:class:`Taylor`, :class:`Snip`, :class:`Wanda`).
 """
 
 from fxprune.criteria.base import UnitCriterion
@@ -9,9 +10,11 @@ from fxprune.criteria.filters import BatchNormScale, GeometricMedian, RandomScor
 from fxprune.criteria.measured import ActivationMean, Apoz, Obd, Taylor
 from fxprune.criteria.norms import First, GroupNorm, InputNorm, OutputNorm, check_finite
 from fxprune.criteria.scoring import CRITERIA, Criterion, comparable, prepared, unit_scores
+from fxprune.criteria.weights import WEIGHT_CRITERIA, Magnitude, Snip, Wanda, WeightCriterion
 
 __all__ = [
     "CRITERIA",
+    "WEIGHT_CRITERIA",
     "ActivationMean",
     "Apoz",
     "BatchNormScale",
@@ -20,11 +23,15 @@ __all__ = [
     "GeometricMedian",
     "GroupNorm",
     "InputNorm",
+    "Magnitude",
     "Obd",
     "OutputNorm",
     "RandomScore",
+    "Snip",
     "Taylor",
     "UnitCriterion",
+    "Wanda",
+    "WeightCriterion",
     "check_finite",
     "comparable",
     "prepared",

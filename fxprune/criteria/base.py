@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["UnitCriterion"]
+__all__ = ["UnitCriterion", "refuse_without_data"]
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.errors import ArgumentError
 from fxprune.selection import FloatArray
 from fxprune.structure import Structure
 
@@ -39,3 +41,11 @@ class UnitCriterion(ABC):
     def prepared(self, structure: Structure) -> UnitCriterion:
         """The criterion with its data looked at, once for all structures that refine this one."""
         return self
+
+
+def refuse_without_data(name: str, known: Mapping[str, str]) -> None:
+    """Raise ArgumentError for the name of a criterion that needs data, and say what to pass in its place."""
+    if name in known:
+        raise ArgumentError(
+            f"the criterion '{name}' looks at data: pass fxprune.criteria.{known[name]} in place of its name"
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["ActivationMean", "Apoz", "Obd", "Taylor"]
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from fxprune.batches import Loss
 from fxprune.criteria.base import UnitCriterion
+from fxprune.criteria.weights import WeightCriterion, mean_over_batches
 from fxprune.errors import ArgumentError
 from fxprune.reads import AtReads, Site, read_sites
 from fxprune.selection import FloatArray
@@ -106,7 +107,7 @@ def _one_operand(sites: list[Site]) -> list[Site]:
 
 
 @dataclass(frozen=True, eq=False)
-class Taylor(_Measurement):
+class Taylor(_Measurement, WeightCriterion):
     """The square of what the loss would change by without a channel, to first order.
 
     This is the criterion of Molchanov et al. (2019, arXiv:1906.10771). With a gate z = 1 before each unit that is
@@ -138,6 +139,10 @@ class Taylor(_Measurement):
         """
         gradients = _gate_gradients(structure, lambda trial: trial.batches(self.batches, labelled=True), self.loss)
         return _Measured(structure, gradients, _mean_square, True)
+
+    def importance(self, gm: fx.GraphModule, names: Sequence[str]) -> dict[str, Tensor]:
+        """For single weights: the squares of weight times gradient, averaged over batches."""
+        return mean_over_batches(gm, names, self.batches, self.loss, lambda w, g: (w * g).square())
 
 
 def _mean_square(rows: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.criteria.base import UnitCriterion
+from fxprune.criteria.base import UnitCriterion, refuse_without_data
 from fxprune.criteria.filters import BatchNormScale, GeometricMedian, RandomScore
 from fxprune.criteria.norms import First, GroupNorm, InputNorm, OutputNorm
 from fxprune.dependency import ChannelGroup
@@ -46,11 +46,7 @@ _NEED_BATCHES = {
 
 def _found(criterion: Criterion) -> UnitCriterion | Callable[[ChannelGroup], Any]:
     if isinstance(criterion, str):
-        if criterion in _NEED_BATCHES:
-            raise ArgumentError(
-                f"the criterion '{criterion}' looks at data: pass fxprune.criteria.{_NEED_BATCHES[criterion]} in place "
-                "of its name"
-            )
+        refuse_without_data(criterion, _NEED_BATCHES)
         if criterion not in CRITERIA:
             raise UnknownNameError(f"no criterion '{criterion}'; {nearest_names(criterion, CRITERIA)}")
         return CRITERIA[criterion]

@@ -19,6 +19,7 @@ from fxprune.drawing.page import page_html
 from fxprune.drawing.picture import picture
 from fxprune.drawing.scene import Scene
 from fxprune.errors import ArgumentError, ArgumentTypeError
+from fxprune.files import written
 
 if TYPE_CHECKING:
     from fxprune.dependency import DependencyGraph
@@ -74,10 +75,8 @@ def draw(
     if columns is not None and (isinstance(columns, bool) or not isinstance(columns, int) or columns < 1):
         raise ArgumentError(f"columns must be an integer of at least 1, not {columns!r}; None chooses")
     data = page_html(subject, depth).encode() if suffix == PAGE else _drawn(subject, suffix, depth, columns)
-    try:
-        file.write_bytes(data)
-    except OSError as error:
-        raise ArgumentError(f"the file '{file}' cannot be written: {error}") from error
+    with written(file) as part:
+        part.write_bytes(data)
     return file
 
 

@@ -23,10 +23,14 @@ class Notes:
     Args:
         scene: What is drawn.
         cards: Its cards.
+
+    Attributes:
+        widest: The most channels that any layer has.
     """
 
     def __init__(self, scene: Scene, cards: Sequence[Card]) -> None:
         self.scene = scene
+        self.widest = max((card.outputs[0] for card in cards if not card.is_small), default=0)
         held = (card.block.frozen for card in cards if not card.is_small and card.block.frozen)
         self.reasons = {reason: number for number, reason in enumerate(dict.fromkeys(held), 1)}
 
@@ -56,7 +60,7 @@ class Legend:
         self.signs: list[tuple[str, str]] = [("group", "a group: channels that are removed together")]
         if notes.reasons:
             self.signs.append(("frozen", "stays as it is, for the reason in the note"))
-        kept = "channels that stay, of those that there were" if scene.planned else "channels"
+        kept = "channels that stay, of those that there were" if scene.planned else "channels, of the most in any layer"
         self.signs.append(("bar", kept))
         self.places: list[tuple[float, float]] = []
         x = y = 0.0

@@ -74,7 +74,7 @@ class _Full:
     """A layer or a folded module: its name, what it is, and a bar of its channels."""
 
     def __init__(self, card: Card, scene: Scene, width: float, notes: Notes) -> None:
-        self.card, self.scene = card, scene
+        self.card, self.scene, self.widest = card, scene, notes.widest
         inner = width - _STRIP - 2 * _PAD
         self.title = wrapped(card.title, _NAME, inner - _chips_width(card), bold=True)
         self.lines = wrapped(card.spec, _SPEC, inner) if card.spec else []
@@ -133,8 +133,9 @@ class _Full:
             canvas.box(track, Ink("#e4e7ec", STILL, 0.4, 4), 1.6)
             return
         canvas.box(track, Ink("white", mixed(colour, 0.6), 0.5, 4), 1.6)
-        if before and after:
-            canvas.box(track._replace(width=track.width * after / before), Ink(colour, layer=5), 1.6)
+        share = after / max(1, before if self.scene.planned else self.widest)
+        if share:
+            canvas.box(track._replace(width=max(1.5, track.width * share)), Ink(colour, layer=5), 1.6)
 
 
 class _Pill:
@@ -197,11 +198,11 @@ class _Sheet:
                 canvas.box(rect, Ink(_BAND, "#e3e7ed", 0.6, 0), 5.0)
                 line = wrapped(name, 6.5, rect.width - 12, bold=True)[0]
                 under = Rect(rect.x + 4, rect.y + 3, text_width(line, 6.5, bold=True) + 4, 9)
-                canvas.box(under, Ink(_BAND, layer=3), 0.0)
+                canvas.box(under, Ink(_BAND, layer=2), 0.0)
                 canvas.text((rect.x + 6, rect.y + 9.5), line, 6.5, _FAINT, bold=True)
         for points, source in zip(self.layout.lines, self.layout.sources, strict=True):
             colour = self._line_colour(source)
-            canvas.line([(x + across, y + self.top) for x, y in points], Ink("none", colour, 1.0, 2))
+            canvas.line([(x + across, y + self.top) for x, y in points], Ink("none", colour, 1.0, 1))
         for x, y in self.layout.heads:
             canvas.head((x + across, y + self.top), Ink(_SOFT, layer=4))
         for box, rect in zip(self.drawn, self.layout.boxes, strict=True):
