@@ -204,8 +204,14 @@
         fact('Parameters', weights[0] ? changed(weights, long) : null),
         fact('MACs', changed(n.macsOf(block), short)),
         fact('Output', block.shape ? block.shape.join('\u2009×\u2009') : null),
-        fact('Source', block.source ? breakable(block.source) : null),
+        fact('Source', this.source(block)),
       );
+    }
+
+    /** The module on one line, the line of its code on another. */
+    source(block) {
+      const [module, code] = block.source.split(' at ');
+      return block.source ? [breakable(module), code ? [html('br'), code] : []].flat() : null;
     }
 
     groupsOf(block, shown) {
