@@ -9,6 +9,7 @@ from fxprune.allocation import Budget, LatencyTable
 from fxprune.api import prune_channels
 from fxprune.capture import trace
 from fxprune.dependency import ChannelGroup, DependencyGraph
+from fxprune.distillation import Distillation
 from fxprune.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -21,6 +22,9 @@ from fxprune.errors import (
     WeightError,
 )
 from fxprune.finetuning import fine_tune
+from fxprune.gradual import GradualPruning
+from fxprune.iterative import prune_iteratively
+from fxprune.optimizers import carry_optimizer
 from fxprune.plan import ChannelPlan, LayerPlan
 from fxprune.planning import plan_channels
 from fxprune.profiling import Profile, profile
@@ -37,8 +41,10 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlan",
     "DependencyGraph",
+    "Distillation",
     "FrozenLayerError",
     "FxpruneError",
+    "GradualPruning",
     "InternalError",
     "LatencyTable",
     "LayerPlan",
@@ -49,6 +55,7 @@ __all__ = [
     "TraceError",
     "UnknownNameError",
     "WeightError",
+    "carry_optimizer",
     "finalize",
     "fine_tune",
     "load_pruned",
@@ -57,6 +64,7 @@ __all__ = [
     "plan_channels",
     "profile",
     "prune_channels",
+    "prune_iteratively",
     "prune_weights",
     "recover",
     "save_pruned",
