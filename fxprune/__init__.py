@@ -4,12 +4,14 @@ A network is traced, its channels are followed through every operator, a plan sa
 gives a new ``torch.fx.GraphModule`` that computes what the original computes with the removed channels zeroed.
 """
 
-from fxprune import models, passes
+from fxprune import models, passes, plot
 from fxprune.allocation import Budget, LatencyTable
 from fxprune.api import prune_channels
 from fxprune.capture import trace
+from fxprune.dead_channels import plan_dead_channels
 from fxprune.dependency import ChannelGroup, DependencyGraph
 from fxprune.distillation import Distillation
+from fxprune.drawing import draw
 from fxprune.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -56,12 +58,15 @@ __all__ = [
     "UnknownNameError",
     "WeightError",
     "carry_optimizer",
+    "draw",
     "finalize",
     "fine_tune",
     "load_pruned",
     "models",
     "passes",
     "plan_channels",
+    "plan_dead_channels",
+    "plot",
     "profile",
     "prune_channels",
     "prune_iteratively",

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import fx
+from torch import Tensor, fx
 
 from fxprune.labels import IntArray, Reason
 from fxprune.recorder import Recorder
 from fxprune.records import Cover, Freeze, Rect, Tie, numbers
 from fxprune.rules import attention, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial
 from fxprune.structure import Refinement, Structure
+from fxprune.vocabulary import Axis
 
 RULE_MODULES = (attention, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial)
 """The modules whose import fills the table of rules."""
@@ -130,16 +131,17 @@ def _settle_lines(covers: Sequence[Cover], unit: IntArray, rects: Sequence[IntAr
 
 def _by_producer(recorder: Recorder, unit: IntArray, units: int) -> IntArray:
     """A number for each unit that is equal for units made by the same layers; -1 where nothing can be chosen."""
-    rng = np.random.default_rng(_HASHES)
     signature = np.zeros(units, dtype=np.uint64)
     first = np.full(units, np.iinfo(np.int64).max)
-    seen = set()
-    for position, use in enumerate(recorder.uses):
-        if use.role == _REMOVABLE and use.axis not in seen:
-            seen.add(use.axis)
-            made = unit[numbers(use.labels)]
-            signature[made] += rng.integers(1, 2**63, dtype=np.uint64)  # once each, however often a unit is made
-            first[made] = np.minimum(first[made], position)
+    makers: dict[Axis, Tensor] = {}
+    for use in recorder.uses:
+        if use.role == _REMOVABLE:
+            makers.setdefault(use.axis, use.labels)
+    number = np.random.default_rng(_HASHES).integers(1, 2**63, len(makers), dtype=np.uint64)
+    for position, labels in reversed(list(enumerate(makers.values()))):  # of several, the first is set last
+        made = unit[numbers(labels)]
+        signature[made] += number[position]  # once each, however often a unit is made
+        first[made] = position
     signature[0] = 0
     found = np.flatnonzero(signature)
     group = np.full(units, -1, dtype=np.int64)
@@ -165,8 +167,12 @@ def _renumber(group: IntArray, first: IntArray) -> IntArray:
 def _settle_rects(rects: Sequence[Rect], unit: IntArray, group: IntArray) -> tuple[list[IntArray], list[Tie | Freeze]]:
     """The constraints left between units, as labels in blocks that keep equally many; and ties where none works."""
     settled: list[IntArray] = []
+    seen: set[tuple[int | None, tuple[int, ...], bytes]] = set()
     known: set[tuple[tuple[int, ...], bytes]] = set()
-    signature = np.zeros(len(group), dtype=np.uint64)
+    loose_yet = np.ones(len(group), dtype=bool)
+    # A number for each unit, equal for those of one group that stand in the same blocks.
+    signature = group.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
+    scratch = np.zeros(len(group), dtype=np.uint64)
     rng = np.random.default_rng(_HASHES)
     more: list[Tie | Freeze] = []
     for rect in rects:
@@ -184,13 +190,17 @@ def _settle_rects(rects: Sequence[Rect], unit: IntArray, group: IntArray) -> tup
             text = "its channels lie in blocks of one, and every block must keep equally many"
             more += [Freeze(loose, Reason(text, rect.node))] if loose.size else []
             continue
-        if lines.ndim < 2 or (group[lines] < 0).all():
+        layout = (free, lines.shape, lines.tobytes())
+        if lines.ndim < 2 or layout in seen or (group[lines] < 0).all():
             continue
+        seen.add(layout)
         candidates = [free] if free is not None else list(reversed(range(lines.ndim)))
         options = [np.moveaxis(labels, d, -1).reshape(-1, lines.shape[d]) for d in candidates]
         # Where nothing else holds these units the fastest-varying dimension is free, else that which splits them least.
-        loose_yet = not signature[lines].any()
-        chosen = options[0] if loose_yet else min(options, key=lambda b: _refinement_count(unit[b], signature, group))
+        if loose_yet[lines].all() or len(options) == 1:
+            chosen = options[0]
+        else:
+            chosen = min(options, key=lambda b: _refinement_count(unit[b], signature, scratch))
         blocks: IntArray = unit[chosen]
         key = (blocks.shape, blocks.tobytes())
         if key in known:
@@ -203,8 +213,8 @@ def _settle_rects(rects: Sequence[Rect], unit: IntArray, group: IntArray) -> tup
             more.append(Freeze(loose, Reason(text, rect.node)))
             continue
         settled.append(chosen)
-        for row in blocks:
-            np.add.at(signature, row, rng.integers(1, 2**63, dtype=np.uint64))
+        loose_yet[blocks] = False
+        _count_in(signature, blocks, rng)
     return settled, more
 
 
@@ -217,13 +227,16 @@ def _settle_columns(recorder: Recorder, rects: list[IntArray], unit: IntArray, g
     more: list[Tie | Freeze] = []
     # What was tied since then may stand on both sides of a cut.
     given: list[Tie | Freeze] = [*recorder.ties, *recorder.freezes]
-    own, _ = _components(recorder.count, [_pair(constraint) for constraint in given])
+    own, count = _components(recorder.count, [_pair(constraint) for constraint in given])
+    among = np.zeros(count, dtype=bool)
     lines = (*recorder.pieces, *(row for labels in rects for row in labels))  # what blocks hold is cut out as well
     cuts = {units.tobytes(): units for units in (np.unique(own[line]) for line in lines)}
     known = {(labels.shape, unit[labels].tobytes()) for labels in rects}
     for labels in list(rects):
         for units in cuts.values():
-            inside = np.isin(own[labels], units)
+            among[units] = True
+            inside = among[own[labels]]
+            among[units] = False
             whole = inside.all(axis=0)
             split = inside.any(axis=0) & ~whole
             if split.sum() > 1:  # not a cut of what is interleaved
@@ -240,12 +253,19 @@ def _settle_columns(recorder: Recorder, rects: list[IntArray], unit: IntArray, g
     return more
 
 
-def _refinement_count(blocks: IntArray, signature: NDArray[np.uint64], group: IntArray) -> int:
-    """Into how many classes the units of these blocks would fall."""
-    number = np.broadcast_to(np.arange(1, len(blocks) + 1, dtype=np.uint64)[:, None], blocks.shape)
-    trial = signature + group.astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
-    np.add.at(trial, blocks, number * np.uint64(0x9E3779B97F4A7C15))
-    return len(np.unique(trial[blocks]))
+def _count_in(signature: NDArray[np.uint64], blocks: IntArray, rng: np.random.Generator) -> None:
+    """Add a number of each block to those of its units, as often as they stand in it."""
+    number = rng.integers(1, 2**63, (len(blocks), 1), dtype=np.uint64)
+    np.add.at(signature, blocks, np.broadcast_to(number, blocks.shape))
+
+
+def _refinement_count(blocks: IntArray, signature: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> int:
+    """Into how many classes the units of these blocks would fall; ``scratch`` is 0, and left so."""
+    number = np.arange(1, len(blocks) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    np.add.at(scratch, blocks, np.broadcast_to(number[:, None], blocks.shape))
+    trial = signature[blocks] + scratch[blocks]
+    scratch[blocks] = 0
+    return len(np.unique(trial))
 
 
 def _couple(
@@ -261,12 +281,13 @@ def _couple(
     signature = np.zeros(units, dtype=np.uint64)
     joins: list[tuple[IntArray, IntArray]] = []
     for blocks in rects:
-        for row in blocks:
-            np.add.at(signature, row, rng.integers(1, 2**63, dtype=np.uint64))
-        found = np.unique(group[blocks])
+        _count_in(signature, blocks, rng)
+        owners = group[blocks]
+        if (owners == owners[:, :1]).all() and (owners[:, 0] == owners[0, 0]).all():
+            continue  # as most are: of one group
         uneven = []
-        for number in found[found >= 0]:
-            share = (group[blocks] == number).sum(axis=1)
+        for number in np.unique(owners[owners >= 0]):
+            share = (owners == number).sum(axis=1)
             if (share != share[0]).any():
                 uneven.append(int(number))
         if len(uneven) > 1:

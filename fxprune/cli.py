@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.commands import explain_text, prune_text
+from fxprune.commands import PruneRequest, explain_text, graph_text, prune_text
 from fxprune.errors import FxpruneError
 from fxprune.finetuning import process_state
 from fxprune.lab import LabSettings, make_folder, run_lab, save_run
@@ -23,6 +23,11 @@ app = typer.Typer(
 )
 
 
+_PROGRESS = typer.Option(
+    "--progress/--no-progress", help="Show progress bars on stderr; if left out, where stderr is a terminal."
+)
+
+
 @app.callback()
 def _commands() -> None:
     """Keeps the commands' names even where there is only one."""
@@ -30,7 +35,9 @@ def _commands() -> None:
 
 @app.command()
 def lab(
-    out: Annotated[Path, typer.Option(help="Folder for results.json, summary.md and the plots.")] = Path("lab-results"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.html, report.json, results.json, summary.md and the plots.")
+    ] = Path("lab-results"),
     data: Annotated[str, typer.Option(help="digits, which need no download, or cifar10.")] = "digits",
     data_dir: Annotated[
         Path | None,
@@ -54,7 +61,7 @@ def lab(
     batch_size: Annotated[
         int | None, typer.Option(help="Images in a step; 64 for digits, 512 for cifar10 if left out.")
     ] = None,
-    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+    progress: Annotated[bool | None, _PROGRESS] = None,
 ) -> None:
     """Train a VGG, prune it both ways, fine-tune, measure and compare: Lab 1 of MIT 6.5940."""
     settings = LabSettings.for_data(
@@ -67,13 +74,14 @@ def lab(
         finetune_epochs=finetune_epochs,
         seed=seed,
         batch_size=batch_size,
-        progress=progress and process_state().is_main_process,
+        progress=_bars(progress) and process_state().is_main_process,
     )
     make_folder(out)
     run = run_lab(settings)
     if process_state().is_main_process:
         print(save_run(run, out))
-        print(f"Written to {out}: results.json, summary.md, {', '.join(f'{name}.png' for name in run.plots)}")
+        names = ["report.html", "report.json", "results.json", "summary.md", *(f"{name}.png" for name in run.plots)]
+        print(f"Written to {out}: {', '.join(names)}")
 
 
 _MODEL = typer.Argument(
@@ -100,6 +108,30 @@ def explain(
 
 
 @app.command()
+def graph(
+    model: Annotated[str, _MODEL],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write: .html is a page, .svg, .png and .pdf are pictures, .dot and .graphml data.",
+        ),
+    ] = Path("graph.html"),
+    ratio: Annotated[
+        float | None, typer.Option(help="Show what removing this fraction of every group would do, in [0, 1).")
+    ] = None,
+    input_size: Annotated[str | None, _SIZE] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="Take every head of an attention as one unit.")] = False,
+    depth: Annotated[
+        int | None, typer.Option(help="Names of a module path that are told apart: 1 draws stages, 2 their blocks.")
+    ] = None,
+) -> None:
+    """Draw a model: which layers are coupled, what can go, and what a plan removes."""
+    print(graph_text(model, out, ratio, input_size, heads, depth))
+
+
+@app.command()
 def prune(
     model: Annotated[str, _MODEL],
     ratio: Annotated[float, typer.Option(help="The fraction of channels to remove from every group, in [0, 1).")] = 0.5,
@@ -114,12 +146,53 @@ def prune(
     heads: Annotated[
         bool, typer.Option("--heads", help="Remove whole heads of attentions in place of dimensions of every head.")
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="File for the pruned network, written by torch.save; none if left out.")
+    scope: Annotated[
+        str, typer.Option(help="group removes the ratio from every group, global from all of them together.")
+    ] = "group",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A layer whose output channels all stay; may be given several times.")
     ] = None,
+    round_to: Annotated[int, typer.Option(help="Round kept channels up to a multiple of this.")] = 1,
+    device: Annotated[str, typer.Option(help="Where to run, such as cpu, cuda or cuda:1.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of random inputs and of weights that a factory draws.")] = 0,
+    latency: Annotated[bool, typer.Option(help="Measure latencies for the report.")] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for report.html, report.json and the pruned network as plan.json and weights.safetensors, "
+            "which fxprune.load_pruned reads; or a file ending in .pt or .pth for the pickled module alone.",
+        ),
+    ] = None,
+    progress: Annotated[bool | None, _PROGRESS] = None,
 ) -> None:
     """Prune a model, prove that the result is exact, and account for every layer."""
-    print(prune_text(model, ratio, input_size, criterion, out, heads))
+    request = PruneRequest(
+        model=model,
+        ratio=ratio,
+        size=input_size,
+        criterion=criterion,
+        scope=scope,
+        exclude=tuple(exclude or ()),
+        round_to=round_to,
+        heads=heads,
+        device=device,
+        seed=seed,
+        latency=latency,
+        out=out,
+        progress=_bars(progress),
+    )
+    print(prune_text(request))
+
+
+def _bars(asked: bool | None) -> bool:
+    """Whether to show progress bars: in a file or a log they would be noise, unless asked for."""
+    return _on_a_terminal() if asked is None else asked
+
+
+def _on_a_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

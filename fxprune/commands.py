@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-__all__ = ["explain_text", "prune_text"]
+__all__ = ["PruneRequest", "explain_text", "graph_text", "prune_text"]
 
-import warnings
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import fx, nn
 
 from fxprune.dependency import DependencyGraph
+from fxprune.drawing import draw
+from fxprune.drawing.files import PAGE
 from fxprune.errors import ArgumentError
+from fxprune.files import make_folder
+from fxprune.finetuning import usable_device
 from fxprune.loading import example_of, load_model, shown
+from fxprune.nested import map_nested
+from fxprune.plan import ChannelPlan
 from fxprune.planning import plan_channels
-from fxprune.profiling import Profile, profile
+from fxprune.profiling import Profile
 from fxprune.reporting import groups_table
-from fxprune.verification import verify
+from fxprune.reports import Report, plan_report, save_report
+from fxprune.reports.building import profiles
+from fxprune.saving import PLAN_FILE, WEIGHTS_FILE, save_pruned
+from fxprune.verification import Proof, verify
+
+_PICKLED = (".pt", ".pth")
 
 
 def explain_text(model: str, layer: str | None = None, size: str | None = None, heads: bool = False) -> str:
@@ -36,44 +50,172 @@ def explain_text(model: str, layer: str | None = None, size: str | None = None, 
     return groups_table(deps.groups) if layer is None else deps.explain(layer)
 
 
-def prune_text(
+def graph_text(
     model: str,
-    ratio: float,
+    out: Path,
+    ratio: float | None = None,
     size: str | None = None,
-    criterion: str = "input-l2",
-    out: Path | None = None,
     heads: bool = False,
+    depth: int | None = None,
 ) -> str:
-    """Prune a model, prove it, and say what became of every layer.
+    """Draw a model, and say where.
 
     Args:
+        model: A name as for :func:`fxprune.loading.load_model`.
+        out: The file; its suffix says what is written, as for :func:`fxprune.draw`.
+        ratio: What part of every group a plan removes whose effect is shown; None to show the model as it is.
+        size: Sizes of the inputs as for :func:`fxprune.loading.example_of`.
+        heads: Take every head of an attention as one unit.
+        depth: How many names of a module path are told apart; None leaves the choice.
+
+    Raises:
+        FxpruneError: An unknown model, a model that cannot be captured, or a file that cannot be written.
+    """
+    network = load_model(model).eval()
+    deps = DependencyGraph.from_model(network, example_of(model, network, size))
+    deps = deps.whole_heads() if heads else deps
+    file = draw(deps if ratio is None else plan_channels(deps, ratio), out, depth)
+    return f"written to {file}" + ("; open it in a browser, it needs no network" if file.suffix == PAGE else "")
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """What ``fxprune prune`` was asked for.
+
+    Attributes:
         model: A name as for :func:`fxprune.loading.load_model`.
         ratio: The fraction of channels to remove.
         size: Sizes of the inputs as for :func:`fxprune.loading.example_of`.
         criterion: Name of a criterion.
-        out: File for the pruned network (``torch.save``), or None.
+        scope: ``"group"`` or ``"global"``, as for :func:`fxprune.plan_channels`.
+        exclude: Layers whose output channels all stay.
+        round_to: Kept channels are rounded up to a multiple of this.
         heads: Remove whole heads of attentions in place of their dimensions.
+        device: Where the networks run.
+        seed: Of random inputs, and of weights that a factory draws.
+        latency: Whether to measure latencies for a report.
+        out: A folder for the report and the pruned network; or a file ending in ``.pt`` or ``.pth`` for the pickled
+            module alone; or None.
+        progress: Whether to show progress bars.
+    """
+
+    model: str
+    ratio: float = 0.5
+    size: str | None = None
+    criterion: str = "input-l2"
+    scope: str = "group"
+    exclude: tuple[str, ...] = ()
+    round_to: int = 1
+    heads: bool = False
+    device: str = "cpu"
+    seed: int = 0
+    latency: bool = True
+    out: Path | None = None
+    progress: bool = False
+
+    @property
+    def command(self) -> str:
+        """The command line for it."""
+        words = ["fxprune", "prune", self.model, "--ratio", f"{self.ratio:g}"]
+        defaults = PruneRequest(self.model)
+        for name, option in (
+            *(("size", "--input-size"), ("criterion", "--criterion"), ("scope", "--scope")),
+            *(("round_to", "--round-to"), ("device", "--device"), ("seed", "--seed"), ("out", "--out")),
+        ):
+            value = getattr(self, name)
+            if value != getattr(defaults, name):
+                words += [option, str(value)]
+        for layer in self.exclude:
+            words += ["--exclude", layer]
+        words += ["--heads"] * self.heads + ["--no-latency"] * (not self.latency)
+        return shlex.join(words)
+
+    def asked(self, inputs: tuple[Any, ...]) -> dict[str, Any]:
+        """The same for a report."""
+        return {
+            "model": self.model,
+            "inputs": shown(inputs),
+            "ratio": self.ratio,
+            "criterion": self.criterion,
+            "scope": self.scope,
+            "exclude": list(self.exclude),
+            "round_to": self.round_to,
+            "whole_heads": self.heads,
+            "seed": self.seed,
+        }
+
+
+def prune_text(request: PruneRequest) -> str:
+    """Prune a model, prove it, write what is to be written, and say what became of every layer.
+
+    Args:
+        request: What was asked for.
 
     Raises:
-        ArgumentError: ``out`` cannot be written.
+        ArgumentError: ``out`` cannot be written, or there is no such device.
         FxpruneError: As from the steps.
     """
-    network = load_model(model).eval()
-    inputs = example_of(model, network, size)
-    plan = plan_channels(DependencyGraph.from_model(network, inputs), ratio, criterion, heads=heads)
+    out = request.out
+    folder = None if out is None or out.suffix in _PICKLED else make_folder(out)
+    device = usable_device(request.device)
+    torch.manual_seed(request.seed)
+    network = load_model(request.model).eval().to(device)
+    inputs = map_nested(lambda image: image.to(device), example_of(request.model, network, request.size))
+    plan = plan_channels(
+        DependencyGraph.from_model(network, inputs),
+        request.ratio,
+        request.criterion,
+        request.scope,
+        request.exclude,
+        request.round_to,
+        request.heads,
+    )
     small = plan.apply(network)
-    proof = verify(network, plan, inputs)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No handlers found")  # operators without multiplications
-        measured = {"original": profile(network, inputs), "pruned": profile(small, inputs)}
-    table = Profile.table(measured)
+    proof = verify(network, plan, inputs, request.progress)
+    if folder is None:
+        measured = profiles({"original": network, "pruned": small}, inputs)
+    else:
+        report = _report(request, network, small, plan, inputs, proof)
+        measured = {name: column.profile for name, column in report.networks.items()}
     nature = "exact" if proof.exact else f"inexact by nature at {', '.join(proof.inexact)}"
-    lines = [plan.report(), "", f"inputs: {shown(inputs)}", table, ""]
+    lines = [plan.report(), "", f"inputs: {shown(inputs)}", Profile.table(measured), ""]
     lines.append(f"proof: relative error {proof.max_relative_error:.1e}; {nature}")
-    if out is not None:
+    if folder is not None:
+        save_pruned(small, plan, folder)
+        page, data = save_report(report, folder)
+        lines.append(f"written to {folder}: {page.name}, {data.name}, {PLAN_FILE}, {WEIGHTS_FILE}")
+        lines.append(f"load the network with fxprune.load_pruned(model, '{folder}')")
+    elif out is not None:
         try:
             torch.save(small, out)
         except (OSError, RuntimeError) as error:
             raise ArgumentError(f"the file '{out}' cannot be written: {error}") from error
         lines.append(f"written to {out}; read it with torch.load('{out}', weights_only=False)")
     return "\n".join(lines)
+
+
+def _report(
+    request: PruneRequest,
+    network: nn.Module,
+    small: fx.GraphModule,
+    plan: ChannelPlan,
+    inputs: tuple[Any, ...],
+    proof: Proof,
+) -> Report:
+    code = (
+        "import fxprune\n"
+        "from fxprune.loading import load_model\n\n"
+        f"small = fxprune.load_pruned(load_model({request.model!r}), {str(request.out)!r})"
+    )
+    return plan_report(
+        network,
+        plan,
+        inputs,
+        network=small,
+        asked=request.asked(inputs),
+        title=f"{request.model}, {100 * request.ratio:g} % of the channels removed",
+        proof=proof,
+        latency=request.latency,
+        commands={"Prune": request.command, "Load the pruned network": code},
+        progress=request.progress,
+    )

@@ -221,6 +221,17 @@ class DependencyGraph:
             if node is None or node.op == "get_attr" or (node.target == name and self._has_tensors(name))
         }
 
+    def _repr_svg_(self) -> str:
+        """What a notebook shows: the picture, folded as far as a cell needs it."""
+        from fxprune.drawing.files import notebook_svg
+
+        return notebook_svg(self)
+
+    def _repr_html_(self) -> str:
+        from fxprune.drawing.files import notebook_html
+
+        return notebook_html(self)
+
     def to_networkx(self) -> nx.MultiDiGraph:
         """The layers as nodes, and edges that say what couples them.
 

@@ -177,6 +177,8 @@ class Explainer:
 
     def _peers(self, layer: str, labels: IntArray, group: ChannelGroup) -> list[str]:
         """Who else makes these channels, and where they meet."""
+        if group.producers == (layer,):
+            return []
         a, b = self._edges
         previous = self._search(a, b, int(labels[0]))
         tied: list[str] = []

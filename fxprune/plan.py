@@ -68,6 +68,8 @@ class ChannelPlan:
         kept: Whether each unit stays.
         place: For a permutation, the label that takes each label's place.
         allocation: How a budget was shared out, if the plan has one.
+        constants: For a plan that changes nothing, what removed inputs of a layer always are, by the layer's name: an
+            array with an entry for each input channel, 0 for all others. None for a plan that removes what matters.
     """
 
     layers: Mapping[str, LayerPlan]
@@ -80,11 +82,23 @@ class ChannelPlan:
     kept: NDArray[np.bool_]
     place: IntArray | None = None
     allocation: Allocation | None = None
+    constants: Mapping[str, NDArray[np.float64]] | None = None
 
     def __repr__(self) -> str:
         """A line: the indices of a large network would fill pages."""
         gone = len(self.kept) - int(self.kept.sum())
         return f"ChannelPlan({len(self.layers)} layers, {gone} units removed, {len(self.tensors)} tensors cut)"
+
+    def _repr_svg_(self) -> str:
+        """What a notebook shows: the picture, folded as far as a cell needs it."""
+        from fxprune.drawing.files import notebook_svg
+
+        return notebook_svg(self)
+
+    def _repr_html_(self) -> str:
+        from fxprune.drawing.files import notebook_html
+
+        return notebook_html(self)
 
     def apply(self, model: nn.Module) -> fx.GraphModule:
         """Rewrite a model; the model itself stays as it is.

@@ -27,6 +27,7 @@ from fxprune.plan_record import example_from, plan_from_record, plan_record
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
+_METADATA = "fxprune"
 _SHOWN = 3
 
 
@@ -60,7 +61,8 @@ def save_pruned(network: nn.Module, plan: ChannelPlan, folder: str | os.PathLike
     tensors, shared = _separate(state)
     out = make_folder(folder)
     text = _dumped(record)
-    metadata = {"format": "pt", "plan": _digest(record), "shared": json.dumps(shared)}
+    # One entry, as safetensors writes several in any order and the same network shall give the same bytes.
+    metadata = {_METADATA: json.dumps({"plan": _digest(record), "shared": shared}, sort_keys=True)}
     with written(out / WEIGHTS_FILE) as weights, written(out / PLAN_FILE) as record_file:
         record_file.write_text(text, encoding="utf-8")
         save_file(tensors, weights, metadata)
@@ -194,15 +196,15 @@ def _load_weights(network: fx.GraphModule, path: Path, digest: str) -> None:
     """Put the saved values into the network, in the saved dtypes."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            known = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
             names = {name: name for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            names |= json.loads(metadata.get("shared", "{}"))
+            names |= known.get("shared", {})
             values = {name: file.get_tensor(name) for name in set(names.values())}
     except FileNotFoundError:
         raise ArgumentError(f"there is no '{path}'; save_pruned(network, plan, folder) writes one") from None
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, SafetensorError, TypeError, ValueError) as error:
         raise ArgumentError(f"'{path}' cannot be read as safetensors: {error}; save the network again") from error
-    if metadata.get("plan", digest) != digest:
+    if known.get("plan", digest) != digest:
         raise ArgumentError(f"'{path}' was not written together with the plan beside it; save the network again")
     state = network.state_dict()
     _compare(

@@ -63,29 +63,27 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: FloatArray, needs
         off = abs(counts.sum() - wanted.sum())
         if off < 1 or n > _CLASSES or np.linalg.matrix_rank(balance) >= n - 1:
             return counts
-    # Variables: counts, then their distances from what is wanted, last the distance of their sum.
-    eye, one, column = np.eye(n), np.ones((1, n)), np.zeros((n, 1))
-    distance = LinearConstraint(
-        np.block(
-            [
-                [eye, -eye, column],
-                [-eye, -eye, column],
-                [one, 0 * one, -np.ones((1, 1))],
-                [-one, 0 * one, -np.ones((1, 1))],
-            ]
-        ),
-        ub=np.concatenate([wanted, -wanted, [wanted.sum()], [-wanted.sum()]]),
-    )
-    constraints = [distance]
-    for rows, highest in ((balance, 0), (np.negative(needs), -1)):
-        if len(rows):
-            padded = np.hstack([rows, np.zeros((len(rows), n + 1))])
-            constraints.append(LinearConstraint(padded, lb=highest if rows is balance else -np.inf, ub=highest))
+    # Variables: counts, by how much each is above and below what is wanted, and their sum above and below.
+    eye, none = np.eye(n), np.zeros((len(balance), 2 * n + 2))
+    several = needs[needs.sum(axis=1) > 1]
+    rows = [
+        np.hstack([eye, -eye, eye, np.zeros((n, 2))]),
+        np.hstack([np.ones((1, n)), np.zeros((1, 2 * n)), [[-1, 1]]]),
+        np.hstack([balance, none]),
+        np.hstack([several, np.zeros((len(several), 2 * n + 2))]),
+    ]
+    equal = np.concatenate([wanted, [wanted.sum()], np.zeros(len(balance))])
     solution = milp(
-        np.concatenate([np.zeros(n), np.ones(n), [_SUM]]),
-        integrality=np.concatenate([np.ones(n), np.zeros(n + 1)]),
-        bounds=Bounds(np.concatenate([least, np.zeros(n + 1)]), np.concatenate([sizes, np.full(n + 1, np.inf)])),
-        constraints=constraints,
+        np.concatenate([np.zeros(n), np.ones(2 * n), [_SUM, _SUM]]),
+        integrality=np.concatenate([np.ones(n), np.zeros(2 * n + 2)]),
+        bounds=Bounds(
+            np.concatenate([least, np.zeros(2 * n + 2)]), np.concatenate([sizes, np.full(2 * n + 2, np.inf)])
+        ),
+        constraints=LinearConstraint(
+            np.vstack(rows),
+            np.concatenate([equal, np.ones(len(several))]),
+            np.concatenate([equal, np.full(len(several), np.inf)]),
+        ),
         options={"time_limit": _SECONDS},
     )
     if solution.x is None:

@@ -12,7 +12,7 @@ from fxprune.analysis import resolve
 from fxprune.errors import InternalError
 from fxprune.labels import IntArray
 from fxprune.recorder import Recorder
-from fxprune.records import Conflict
+from fxprune.records import Conflict, Rect
 from fxprune.replay import Replay
 from fxprune.selection import select
 from fxprune.structure import Refinement, Structure
@@ -39,6 +39,11 @@ def replayed(
     return replay
 
 
+def _in_a_row(rect: Rect) -> bool:
+    """Whether blocks follow one another, as those of a grouped convolution: equal counts are all that they need."""
+    return rect.labels.ndim == 2 and rect.free == 1
+
+
 def settle(gm: fx.GraphModule, recorder: Recorder, refinement: Refinement | None = None) -> Structure:
     """Refine the structure until a trial plan, in which every block chooses for itself, can be carried out.
 
@@ -48,7 +53,7 @@ def settle(gm: fx.GraphModule, recorder: Recorder, refinement: Refinement | None
         refinement: Where to start; by default with nothing added to the first reading.
     """
     structure = resolve(recorder, refinement or Refinement())
-    if not recorder.rearranged and not structure.rects:
+    if not recorder.rearranged and (not structure.rects or all(_in_a_row(rect) for rect in recorder.rects)):
         return structure  # channels only ever pass through in their order: there is nothing that could not be
     scores = np.random.default_rng(0).random(recorder.count)
     for _ in range(_ATTEMPTS):

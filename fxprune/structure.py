@@ -108,14 +108,27 @@ class Structure:
         return found
 
     @cached_property
+    def rects_of(self) -> dict[int, list[IntArray]]:
+        """The rectangular constraints that hold any unit of a group, by group."""
+        found: dict[int, list[IntArray]] = {}
+        for blocks in self.rects:
+            owners = self.group[blocks]
+            one = (owners == owners[0, 0]).all()  # as almost always
+            for group in owners[:1, 0].tolist() if one else np.unique(owners).tolist():
+                found.setdefault(group, []).append(blocks)
+        return found
+
+    @cached_property
     def _needed(self) -> dict[int, list[IntArray]]:
         """By group, the classes that hold all channels of a tensor, or of a piece of one, if all of them can go."""
         owner = np.full(int(self.kind.max(initial=0)) + 1, -1)
         owner[self.kind] = self.group
         several = np.bincount(owner[owner >= 0], minlength=self.groups) > 1
+        if not several.any():
+            return {}
         rows: dict[bytes, IntArray] = {}
         axes = {id(labels): labels.numpy() for labels in self.recorder.axes.values()}
-        for labels in (*axes.values(), *self.recorder.pieces) if several.any() else ():
+        for labels in (*axes.values(), *self.recorder.pieces):
             kinds = np.unique(self.kind[self.unit[labels]])
             rows.setdefault(kinds.tobytes(), kinds)
         needed: dict[int, list[IntArray]] = {}
@@ -130,9 +143,10 @@ class Structure:
         """The classes of a group."""
         if group not in self._classes:
             members = self.members[group]
-            kinds, index = np.unique(self.kind[members], return_inverse=True)
+            owned = self.kind[members]
+            several = bool((owned != owned[0]).any())
+            kinds, index = np.unique(owned, return_inverse=True) if several else (owned[:1], np.zeros_like(owned))
             sizes = np.bincount(index)
-            several = len(kinds) > 1
             balance = _balance(self, kinds, sizes, group) if several else np.zeros((0, 1))
             needs = np.zeros((len(self._needed.get(group, ())), len(kinds)))
             for row, found in zip(needs, self._needed.get(group, ()), strict=True):
@@ -174,10 +188,8 @@ class Structure:
 def _balance(structure: Structure, kinds: IntArray, sizes: IntArray, group: int) -> NDArray[np.float64]:
     """One row for each block but the first: its share of every class, less that of the first."""
     rows: list[NDArray[np.float64]] = [np.zeros((0, len(kinds)))]
-    for blocks in structure.rects:
+    for blocks in structure.rects_of.get(group, ()):
         inside = structure.group[blocks] == group
-        if not inside.any():
-            continue
         position = np.searchsorted(kinds, structure.kind[blocks]) + len(kinds) * np.arange(len(blocks))[:, None]
         share = np.bincount(position[inside], minlength=len(blocks) * len(kinds)).reshape(len(blocks), -1)
         rows.append((share[1:] - share[:1]) / sizes)

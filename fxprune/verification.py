@@ -95,7 +95,8 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progres
     """Prove a plan on a model, in float64 and in evaluation mode.
 
     The original graph runs with every removed channel set to zero wherever something sums over it; the pruned network
-    runs on the same inputs; the outputs are compared. Neither the model nor its statistics change.
+    runs on the same inputs; the outputs are compared. For a plan from :func:`fxprune.plan_dead_channels` nothing is
+    zeroed. Neither the model nor its statistics change.
 
     Args:
         model: The model that the plan was made for, with its weights.
@@ -127,7 +128,9 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progres
     steps = len(original.graph.nodes) + len(pruned.graph.nodes)
     with torch.no_grad(), tqdm(total=steps, desc="proof", unit="node", disable=not progress) as bar:
         try:
-            before = _Zeroing(original, plan, bar).run(*copy.deepcopy(values))
+            # A plan of dead channels is to change nothing, so nothing is zeroed.
+            reference = _Zeroing(original, plan, bar) if plan.constants is None else _Double(original, bar)
+            before = reference.run(*copy.deepcopy(values))
         except FxpruneError:
             raise
         except FAILURES as error:

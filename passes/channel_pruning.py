@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from fxprune.errors import ArgumentError
 from fxprune.labels import Labels
@@ -19,6 +21,7 @@ from fxprune.origin import note_origin
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
+from fxprune.selection import FloatArray
 from fxprune.shapes import to_meta
 from fxprune.spelling import Recomputed, Scaled
 
@@ -85,6 +88,8 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
     for (layer, name), value in plan.attributes.items():
         setattr(modules[layer], name, value)
     _read_again(result, plan)
+    for layer, values in (plan.constants or {}).items():
+        _absorb(result, plan, layer, modules_by_name(model)[layer], values)
     note_origin(result, plan)
     return result
 
@@ -126,3 +131,39 @@ def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
             node.meta["val"] = torch.empty(value.shape, dtype=old.dtype, device="meta")
         elif node.op != "output":
             node.meta["val"] = map_nested(as_value, value)
+
+
+@torch.no_grad()
+def _absorb(result: fx.GraphModule, plan: ChannelPlan, layer: str, before: nn.Module, values: FloatArray) -> None:
+    """Add to a layer what removed inputs always gave it: to its bias, or in the batch norm behind it, or as a bias."""
+    weight = before.weight
+    assert isinstance(weight, Tensor)
+    constants = torch.from_numpy(values).to(weight.device)
+    # Every output of a group sees the group's inputs, each with the sum of its kernel.
+    sums = weight.double().reshape(*weight.shape[:2], -1).sum(2)
+    groups = len(values) // sums.shape[1]
+    shift = (sums.reshape(groups, -1, sums.shape[1]) * constants.reshape(groups, 1, -1)).sum(2).reshape(-1)
+    kept = plan.layers[layer].outputs
+    shift = shift if kept is None else shift[torch.tensor(kept, device=shift.device)]
+    module = result.get_submodule(layer)
+    node = next(n for n in result.graph.nodes if n.op == "call_module" and n.target == layer)
+    norm = _norm_behind(result, node)
+    if isinstance(module.bias, Tensor):
+        module.bias.add_(shift.to(module.bias.dtype))
+    elif norm is not None:
+        norm.sub_(shift.to(norm.dtype))
+    else:
+        module.bias = nn.Parameter(shift.to(weight.dtype), weight.requires_grad)
+
+
+def _norm_behind(gm: fx.GraphModule, node: fx.Node) -> Tensor | None:
+    """The running mean of a batch norm that alone takes what a node gives, and takes nothing else."""
+    users = list(node.users)
+    by_channel = isinstance(gm.get_submodule(str(node.target)), _ConvNd) or node.meta["val"].dim() == 2
+    if len(users) != 1 or users[0].op != "call_module" or not by_channel:
+        return None
+    module = gm.get_submodule(str(users[0].target))
+    calls = [n for n in gm.graph.nodes if n.op == "call_module" and gm.get_submodule(str(n.target)) is module]
+    if not isinstance(module, _BatchNorm) or len(calls) > 1:
+        return None
+    return module.running_mean

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import browser, show
 
 from fxprune.errors import InternalError
 from fxprune.recorder import Recorder
+
+__all__ = ["browser", "show"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -31,15 +31,27 @@ def _settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str)
 
 def test_the_lab_runs_and_leaves_its_folder(tmp_path: Path) -> None:
     out = tmp_path / "results"
-    options = ["--width=0.03125", "--epochs=1", "--finetune-epochs=1", "--seed=3", f"--out={out}"]
+    options = ["--width=0.03125", "--epochs=1", "--finetune-epochs=1", "--seed=3", "--progress", f"--out={out}"]
     done = subprocess.run(
         [sys.executable, "-m", "fxprune", "lab", *options], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert (out / "summary.md").read_text() in done.stdout
     assert "| channels, sorted" in done.stdout
-    for bar in ("training", "sensitivity", "fine-tuning with masks", "fine-tuning, first k", "fine-tuning, sorted"):
+    for bar in (
+        "training",
+        "sensitivity",
+        "latency",
+        "fine-tuning with masks",
+        "fine-tuning, first k",
+        "fine-tuning, sorted",
+    ):
         assert f"{bar}: 100%" in done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["commands"] == {
+        "Run the lab": "fxprune lab --data digits --width 0.03125 --epochs 1 --finetune-epochs 1 --seed 3"
+    }
+    assert "backbone.conv7" in (out / "report.html").read_text()
     written = json.loads((out / "results.json").read_text())
     assert written["settings"]["seed"] == 3
     assert written["settings"]["width"] == 0.03125
@@ -49,7 +61,15 @@ def test_the_lab_runs_and_leaves_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_defaults_are_those_of_the_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert _settings_of(monkeypatch, tmp_path) == LabSettings.for_data("digits")
+    assert _settings_of(monkeypatch, tmp_path, "--progress") == LabSettings.for_data("digits")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals(terminal: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "_on_a_terminal", lambda: terminal)
+    assert _settings_of(monkeypatch, tmp_path).progress is terminal
+    assert _settings_of(monkeypatch, tmp_path, "--progress").progress is True
+    assert _settings_of(monkeypatch, tmp_path, "--no-progress").progress is False
 
 
 def test_every_option_reaches_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

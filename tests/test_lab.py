@@ -31,6 +31,7 @@ from fxprune.lab.data import LabData, load_data
 from fxprune.lab.results import LabResults
 from fxprune.models import VGG
 from fxprune.profiling import Latency, profile
+from fxprune.reports import report_html
 
 _SMALL = {
     "width": 1 / 16,
@@ -175,12 +176,13 @@ def test_the_folder_holds_numbers_plots_and_summary(run: LabRun, tmp_path: Path)
     out = tmp_path / "deep" / "folder"
     pictures = ["histograms", "histograms_pruned", "sensitivity", "trade_off", "widths"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["results.json", "summary.md", *(f"{name}.png" for name in pictures)]
+        ["report.html", "report.json", "results.json", "summary.md", *(f"{name}.png" for name in pictures)]
     )
     for name in pictures:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"]({name}.png)" in summary
     assert (out / "summary.md").read_text() == summary
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(run.report.as_dict()))
     written = json.loads((out / "results.json").read_text())
     assert written == run.results.to_dict()
     assert written["settings"]["seed"] == 0
@@ -188,6 +190,29 @@ def test_the_folder_holds_numbers_plots_and_summary(run: LabRun, tmp_path: Path)
     assert written["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert written["networks"]["dense"]["accuracy_fine_tuned"] is None
     assert written["timings"]["latency_seconds"]["dense"]["2"]["median"] > 0
+
+
+def test_the_report_has_the_figures_of_the_run(run: LabRun) -> None:
+    results, report = run.results, run.report
+    assert list(report.networks) == list(results.variants)
+    for name, variant in results.variants.items():
+        column = report.networks[name]
+        assert column.profile == variant.costs.profile
+        assert list(column.latencies.values()) == list(variant.costs.latencies.values())
+        assert (column.accuracy, column.tuned_accuracy) == (variant.accuracy, variant.tuned_accuracy)
+    assert {name: proof.max_relative_error for name, proof in report.proofs.items()} == {
+        "channels, first k": results.errors["first"],
+        "channels, sorted": results.errors["input-l2"],
+    }
+    widths = {row.name: row.outputs for row in report.layers}
+    for layer, before in results.widths_before.items():
+        assert widths[layer] == (before, results.widths_after[layer])
+    assert "\n".join(f"- {remark}" for remark in report.remarks) == compare(results)
+    assert report.sensitivity == results.sensitivity
+    html = report_html(report)
+    for title, found in report.histograms.items():
+        assert title in html
+        assert len(found) == len(results.widths_before) + 1
 
 
 def _rows(table: str) -> dict[str, list[str]]:

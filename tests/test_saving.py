@@ -10,7 +10,7 @@ import pytest
 import torch
 from networks import Net, images
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from fxprune import DependencyGraph, finalize, load_pruned, plan_channels, prune_weights, save_pruned
@@ -90,6 +90,20 @@ def test_the_files_are_plain_data(tmp_path: Path) -> None:
     assert len(modes) == 1  # whoever may read the one may read the other
 
 
+def test_weights_that_another_program_wrote_are_taken(tmp_path: Path) -> None:
+    model, folder = folder_of_vgg(tmp_path)
+    weights = {name: 2 * tensor for name, tensor in load_file(folder / "weights.safetensors").items()}
+    save_file(weights, folder / "weights.safetensors")
+    assert torch.equal(load_pruned(model, folder).state_dict()["classifier.bias"], weights["classifier.bias"])
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        folder_of_vgg(tmp_path / name)
+    for name in ("plan.json", "weights.safetensors"):
+        assert len({(tmp_path / folder / name).read_bytes() for folder in "abc"}) == 1
+
+
 def test_shared_and_strided_tensors_are_written_once_and_shared_again(tmp_path: Path) -> None:
     model = ZOO["tied_autoencoder"]().eval().to(memory_format=torch.channels_last)
     inputs = example_inputs("tied_autoencoder")
@@ -98,7 +112,7 @@ def test_shared_and_strided_tensors_are_written_once_and_shared_again(tmp_path: 
     stored = load_file(tmp_path / "weights.safetensors")
     names = set(small.state_dict())
     with safe_open(tmp_path / "weights.safetensors", "pt") as file:
-        shared = json.loads(file.metadata()["shared"])
+        shared = json.loads(file.metadata()["fxprune"])["shared"]
     assert shared.keys() | stored.keys() == names
     again = load_pruned(ZOO["tied_autoencoder"]().eval(), tmp_path)
     assert len(list(again.parameters())) == len(list(small.parameters()))

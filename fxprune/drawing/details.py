@@ -34,7 +34,9 @@ def detail_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     if node.op == "call_module":
         return ", ".join(_of_layer(modules[str(node.target)]))
     count = sum(isinstance(leaf, Tensor) for leaf in leaves(node.meta["val"]))
-    return f"{count} tensors" if count > 1 else ""
+    if count < 2:
+        return ""
+    return f"{count} tensors" if node.op == "output" else f"into {count}"
 
 
 def _of_layer(module: nn.Module) -> list[str]:

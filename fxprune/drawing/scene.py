@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Block", "Scene"]
+__all__ = ["Block", "Scene", "check_depth", "in_rows"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +33,8 @@ class Block:
         inputs: Channels read, before and after; equal without a plan. Operands that meet position by position count
             once.
         outputs: Channels made, before and after; equal without a plan.
-        groups: Indices into :attr:`Scene.groups` of the channels that it makes or passes on.
+        groups: Indices into :attr:`Scene.groups` of the channels that it makes or passes on; of what was folded, those
+            that it gives come first.
         reads: Indices into :attr:`Scene.groups` of the channels that it consumes.
         frozen: Why none of its channels can be removed, or None.
         parameters: Elements of its parameters, before and after; of a layer that is called several times, or a weight
@@ -111,7 +112,7 @@ class Scene:
         assembly = Assembly(deps, plan, explain)
         assembly.run()
         title = str(deps.gm._get_name())  # type: ignore[no-untyped-call]
-        return cls(title, *_in_rows(assembly.blocks, assembly.edges), deps.groups, plan is not None)
+        return cls(title, *in_rows(assembly.blocks, assembly.edges), deps.groups, plan is not None)
 
     def folded(self, depth: int) -> Scene:
         """The scene with modules as single blocks.
@@ -125,8 +126,7 @@ class Scene:
         Raises:
             ArgumentError: ``depth`` is below 1.
         """
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise ArgumentError(f"depth must be an integer of at least 1, not {depth!r}; None folds nothing")
+        check_depth(depth)
         owner = _runs([block.path[:depth] if len(block.path) > depth else None for block in self.blocks], self.edges)
         members: dict[int, list[int]] = {}
         for index, number in enumerate(owner):
@@ -135,7 +135,7 @@ class Scene:
         place = {number: position for position, number in enumerate(order)}
         edges = {(place[owner[a]], place[owner[b]]) for a, b in self.edges if owner[a] != owner[b]}
         blocks = [self._fold(members[number], depth) for number in order]
-        folded, rows = _in_rows(blocks, sorted(edges))
+        folded, rows = in_rows(blocks, sorted(edges))
         return replace(self, blocks=folded, edges=rows)
 
     def _fold(self, members: Sequence[int], depth: int) -> Block:
@@ -159,7 +159,7 @@ class Scene:
             path=path,
             inputs=self.blocks[entered].inputs,
             outputs=last.outputs,
-            groups=_union(block.groups for block in blocks),
+            groups=tuple(dict.fromkeys((*last.groups, *_union(block.groups for block in blocks)))),
             reads=_union(block.reads for block in blocks),
             frozen="; ".join(filter(None, held)) if held and None not in held else None,
             parameters=(sum(b.parameters[0] for b in blocks), sum(b.parameters[1] for b in blocks)),
@@ -178,6 +178,12 @@ class Scene:
         }
 
 
+def check_depth(depth: int | None) -> None:
+    """Raise ArgumentError unless a depth is None or an integer of at least 1."""
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
+        raise ArgumentError(f"depth must be an integer of at least 1, not {depth!r}; None leaves the choice")
+
+
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
 
@@ -186,7 +192,7 @@ def _union(groups: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(sorted({number for found in groups for number in found}))
 
 
-def _in_rows(
+def in_rows(
     blocks: Sequence[Block], edges: Sequence[tuple[int, int]]
 ) -> tuple[tuple[Block, ...], tuple[tuple[int, int], ...]]:
     """The blocks with their depths. A parameter stands right above what reads it first."""

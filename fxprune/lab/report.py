@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["compare", "markdown_table", "summarise"]
+__all__ = ["compare", "counted", "markdown_table", "remarks", "summarise"]
 
 from collections.abc import Mapping, Sequence
 
@@ -41,12 +41,12 @@ def summarise(results: LabResults, plots: Mapping[str, str] | None = None) -> st
     origin = (
         f"weights from {settings.checkpoint.name}"
         if settings.checkpoint is not None
-        else f"trained for {_count(settings.epochs, 'epoch')}, of which the best by validation accuracy is kept"
+        else f"trained for {counted(settings.epochs, 'epoch')}, of which the best by validation accuracy is kept"
     )
     pictures = "".join(f"\n## {title}\n\n![{title}]({path})\n" for title, path in (plots or {}).items())
     return f"""# The lab on {settings.data}
 
-VGG of width {settings.width:g}, {origin}; fine-tuned for {_count(settings.finetune_epochs, "epoch")} after pruning.
+VGG of width {settings.width:g}, {origin}; fine-tuned for {counted(settings.finetune_epochs, "epoch")} after pruning.
 {results.data_note}. Seed {settings.seed}. Latencies: {results.device}.
 
 ## Accuracy
@@ -72,18 +72,20 @@ Accuracy with one layer pruned and all others dense is that of the validation im
 
 def compare(results: LabResults) -> str:
     """Return what the figures say about the two ways of pruning, as a list in markdown."""
-    return "\n".join(
-        f"- {line}"
-        for line in (
-            _size_line(results),
-            _arithmetic_line(results),
-            *(_speed_line(size, results) for size in results.settings.latency_batches),
-            _choice_line(results),
-            _accuracy_line(results),
-            f"Proof: the channel-pruned networks compute what the original computes with the removed channels set to "
-            f"zero, to a relative error of {max(results.errors.values()):.0e} in float64.",
-            _advice(results),
-        )
+    return "\n".join(f"- {line}" for line in remarks(results))
+
+
+def remarks(results: LabResults) -> tuple[str, ...]:
+    """Return what the figures say about the two ways of pruning, sentence by sentence."""
+    return (
+        _size_line(results),
+        _arithmetic_line(results),
+        *(_speed_line(size, results) for size in results.settings.latency_batches),
+        _choice_line(results),
+        _accuracy_line(results),
+        f"Proof: the channel-pruned networks compute what the original computes with the removed channels set to "
+        f"zero, to a relative error of {max(results.errors.values()):.0e} in float64.",
+        _advice(results),
     )
 
 
@@ -140,7 +142,7 @@ def _speed_line(size: int, results: LabResults) -> str:
         else ""
     )
     return (
-        f"Latency for {_count(size, 'image')}: without the channels {_times(speed_up)}{reason}; with zeros among the "
+        f"Latency for {counted(size, 'image')}: without the channels {_times(speed_up)}{reason}; with zeros among the "
         f"weights {_times(dense / fine)}."
     )
 
@@ -227,7 +229,8 @@ def _layer_table(results: LabResults) -> str:
     return markdown_table(header, rows)
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, ``1 epoch`` or ``5 epochs``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import nn
 
+from fxprune import plot
 from fxprune.environment import device_name
 from fxprune.errors import ArgumentError
-from fxprune.files import make_folder
 from fxprune.lab import steps
+from fxprune.lab.page import lab_report
 from fxprune.lab.report import summarise
 from fxprune.lab.results import LabResults, Variant
 from fxprune.lab.settings import LabSettings
-from fxprune.plotting import sensitivity_curves, trade_off, weight_histograms, width_bars
+from fxprune.reports import Report, save_report
 from fxprune.sensitivity import Sensitivity
 
 
@@ -32,10 +33,12 @@ class LabRun:
     Attributes:
         results: The numbers.
         plots: The plots by file name without suffix.
+        report: All of it, for a page.
     """
 
     results: LabResults
     plots: Mapping[str, Figure]
+    report: Report
 
 
 def run_lab(settings: LabSettings) -> LabRun:
@@ -79,14 +82,15 @@ def run_lab(settings: LabSettings) -> LabRun:
         costs=costs,
         seconds=seconds,
     )
+    before, after = steps.layer_weights(dense.network), steps.layer_weights(masked)
     plots = {
-        "histograms": weight_histograms(steps.layer_weights(dense.network), title="Weights of the dense network"),
-        "histograms_pruned": weight_histograms(
-            steps.layer_weights(masked), nonzero_only=True, title="Weights that fine-grained pruning leaves"
+        "histograms": plot.histograms(before, title="Weights of the dense network"),
+        "histograms_pruned": plot.histograms(
+            after, nonzero_only=True, title="Weights that fine-grained pruning leaves"
         ),
         **lab_figures(results),
     }
-    return LabRun(results, plots)
+    return LabRun(results, plots, lab_report(results, ranked.plan, before, after))
 
 
 def collect_results(
@@ -144,13 +148,12 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
         },
     }
     return {
-        "sensitivity": sensitivity_curves(results.sensitivity),
-        "widths": width_bars(
-            results.widths_before,
-            results.widths_after,
+        "sensitivity": plot.sensitivity(results.sensitivity),
+        "widths": plot.widths(
+            {name: (before, results.widths_after[name]) for name, before in results.widths_before.items()},
             title=f"Channels of each convolution, {100 * results.settings.ratio:g} % removed",
         ),
-        "trade_off": trade_off(
+        "trade_off": plot.comparison(
             {
                 "as pruned": {name: v.accuracy for name, v in variants.items()},
                 "fine-tuned": {n: v.tuned_accuracy for n, v in variants.items() if v.tuned_accuracy is not None},
@@ -161,7 +164,7 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
 
 
 def save_run(run: LabRun, out: Path) -> str:
-    """Write ``results.json``, ``summary.md`` and the plots as PNG into a folder, and return the summary.
+    """Write the report, ``results.json``, ``summary.md`` and the plots as PNG into a folder, and return the summary.
 
     Args:
         run: What :func:`run_lab` returned.
@@ -170,7 +173,7 @@ def save_run(run: LabRun, out: Path) -> str:
     Raises:
         ArgumentError: The folder cannot be made or written.
     """
-    make_folder(out)
+    save_report(run.report, out)
     titles = {
         "histograms": "Weights of the dense network",
         "histograms_pruned": "Weights that fine-grained pruning leaves",

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["PUBLISHED_SPARSITIES", "LabSettings"]
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "digits": {"width": 0.25, "epochs": 10, "finetune_epochs": 5, "batch_size": 64, "lr": 0.05, "finetune_lr": 0.03},
     "cifar10": {"width": 1.0, "epochs": 100, "finetune_epochs": 5, "batch_size": 512, "lr": 0.1, "finetune_lr": 0.01},
 }
+
+_OPTIONS = ("data_dir", "checkpoint", "device", "width", "epochs", "finetune_epochs", "seed", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -115,3 +118,14 @@ class LabSettings:
             if value < 1:
                 raise ArgumentError(f"{name} must be at least 1, not {value}")
         return settings
+
+    @property
+    def command(self) -> str:
+        """The command line for these settings, as far as it has options for them."""
+        defaults = LabSettings.for_data(self.data)
+        words = ["fxprune", "lab", "--data", self.data]
+        for name in _OPTIONS:
+            value = getattr(self, name)
+            if value != getattr(defaults, name):
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join(words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PlanFacts", "now", "plan_facts", "plan_report"]
+__all__ = ["PlanFacts", "now", "plan_facts", "plan_report", "profiles"]
 
 import itertools
 import warnings
@@ -21,7 +21,7 @@ from fxprune.drawing.scene import Block, Scene
 from fxprune.environment import device_name, versions
 from fxprune.latency import compare_latency
 from fxprune.plan import ChannelPlan, LayerPlan
-from fxprune.profiling import profile
+from fxprune.profiling import Profile, profile
 from fxprune.reporting import why_whole
 from fxprune.reports.data import GroupRow, Histogram, LayerRow, NetworkColumn, Report
 from fxprune.sensitivity import Sensitivity
@@ -88,22 +88,21 @@ def plan_report(
     if latency:
         times = compare_latency(both, example_inputs, warmup=1, runs=10, progress=progress)
     known = dict(accuracy or {})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No handlers found")  # operators without multiplications
-        networks = {
-            name: NetworkColumn(
-                profile(module, example_inputs),
-                {"one pass": times[name]} if latency else {},
-                known.get(name),
-                known.get("fine-tuned") if module is small else None,
-            )
-            for name, module in both.items()
-        }
+    networks = {
+        name: NetworkColumn(
+            costs,
+            {"one pass": times[name]} if latency else {},
+            known.get(name),
+            known.get("fine-tuned") if name == "pruned" else None,
+        )
+        for name, costs in profiles(both, example_inputs).items()
+    }
+    budget = {} if plan.allocation is None else {"budget": [str(limit) for limit in plan.allocation.limits]}
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return Report(
         title=type(model).__name__ if title is None else title,
         made=now(),
-        asked=dict(asked or {}),
+        asked={**(asked or {}), **budget},
         versions=versions(type(model).__module__.partition(".")[0]),
         device=device_name(torch.device("cpu") if first is None else first.device),
         networks=networks,
@@ -115,6 +114,18 @@ def plan_report(
         commands=dict(commands or {}),
         **plan_facts(plan),
     )
+
+
+def profiles(networks: Mapping[str, nn.Module], example_inputs: Example) -> dict[str, Profile]:
+    """The costs of several networks, without a word on operators that cost no multiplications.
+
+    Args:
+        networks: By name.
+        example_inputs: As for :func:`fxprune.profile`.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No handlers found")
+        return {name: profile(network, example_inputs) for name, network in networks.items()}
 
 
 def now() -> str:
@@ -155,14 +166,12 @@ def _layers(plan: ChannelPlan, deps: DependencyGraph, scene: Scene) -> tuple[Lay
         role = "maker" if name in makers else "follower"
         widths = {"inputs": _widths(layer, 0), "outputs": _widths(layer, 1)}
         rows.append((name, role, widths, why_whole(deps, name, layer)))
-    # What computes and has no channels of its own: a product of two activations.
+    # What has no channels of its own and computes a lot: a product of two activations.
+    least = _NOTEWORTHY * costs.macs()
     for name, (before, _) in macs.items():
-        if name not in plan.layers and before:
-            block = blocks.get(name)
-            widths = (
-                {"inputs": block.inputs, "outputs": block.outputs} if block else {"inputs": (0, 0), "outputs": (0, 0)}
-            )
-            rows.append((name, "operator", widths, ""))
+        if name not in plan.layers and before > least:
+            found = blocks.get(name, Block(name, "operator", "operator"))
+            rows.append((name, "operator", {"inputs": found.inputs, "outputs": found.outputs}, ""))
     rows.sort(key=lambda row: order.get(row[0], len(order)))
     return tuple(
         LayerRow(

@@ -12,7 +12,7 @@ from fxprune.errors import ArgumentError
 from fxprune.reports.data import Histogram
 
 WIDTH, HEIGHT = 228, 132
-LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22
+LEFT, RIGHT, TOP, BOTTOM = 34, 15, 8, 22
 """Units of a panel's picture, and the margins of what it plots."""
 
 
@@ -59,12 +59,13 @@ class Panel:
 
 
 def curve_panels(
-    curves: Mapping[str, Mapping[float, float]], level: float | None = None, percent: bool = False
+    curves: Mapping[str, Mapping[float, float]], place: str, level: float | None = None, percent: bool = False
 ) -> list[Panel]:
     """A panel for each curve of shares, all with the same axes.
 
     Args:
         curves: By title, a share (0 to 1) for each place on the horizontal axis.
+        place: What comes before a place in words: ``"at"``, ``"after epoch"``.
         level: A share to compare all with.
         percent: Whether the places are shares as well.
 
@@ -91,13 +92,14 @@ def curve_panels(
     panels = []
     for title, curve in curves.items():
         dots = tuple(
-            Dot(round(across(x), 1), round(up(y), 1), f"{said(x)}: {100 * y:.2f} %") for x, y in sorted(curve.items())
+            Dot(round(across(x), 1), round(up(y), 1), f"{100 * y:.2f} % {place} {said(x)}")
+            for x, y in sorted(curve.items())
         )
         last = curve[max(curve)]
         panels.append(
             Panel(
                 title=title,
-                note=f"{100 * last:.1f} % at {said(max(curve))}",
+                note=f"{100 * last:.1f} % {place} {said(max(curve))}",
                 path="M" + " L".join(f"{dot.x:g} {dot.y:g}" for dot in dots),
                 filled=False,
                 dots=dots,

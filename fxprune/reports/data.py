@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["GroupRow", "Histogram", "LayerRow", "NetworkColumn", "Report"]
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,7 @@ from torch import Tensor
 from fxprune.drawing.scene import Scene
 from fxprune.errors import ArgumentError
 from fxprune.finetuning import EpochReport
-from fxprune.latency import Latency
-from fxprune.profiling import Profile
+from fxprune.profiling import Latency, Profile
 from fxprune.sensitivity import Sensitivity
 from fxprune.verification import Proof
 
@@ -127,7 +127,7 @@ class Histogram:
         Args:
             name: Of the tensor.
             tensor: Any shape.
-            bins: How many bars.
+            bins: How many bars at most; small tensors get fewer.
             nonzero_only: Leave out zeros, whose bar would hide all others in a pruned tensor.
 
         Raises:
@@ -137,7 +137,9 @@ class Histogram:
             raise ArgumentError(f"bins must be at least 1, not {bins}")
         values = tensor.detach().float().cpu().numpy().ravel()
         finite = values[np.isfinite(values)]
-        counts, edges = np.histogram(finite[finite != 0] if nonzero_only else finite, bins=bins)
+        shown = finite[finite != 0] if nonzero_only else finite
+        most = max(1, math.ceil(2 * math.sqrt(shown.size)))
+        counts, edges = np.histogram(shown, bins=min(bins, most))
         return cls(name, tuple(edges.tolist()), tuple(counts.tolist()), values.size, int((values == 0).sum()))
 
 

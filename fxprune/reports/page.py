@@ -128,7 +128,7 @@ def _curves(report: Report) -> list[charts.Panel]:
     if scan is None:
         return []
     curves = {layer: dict(zip(scan.sparsities, curve, strict=True)) for layer, curve in scan}
-    return charts.curve_panels(curves, scan.dense, percent=True)
+    return charts.curve_panels(curves, "at", scan.dense, percent=True)
 
 
 def _training(networks: Mapping[str, NetworkColumn]) -> list[charts.Panel]:
@@ -137,4 +137,4 @@ def _training(networks: Mapping[str, NetworkColumn]) -> list[charts.Panel]:
         for name, network in networks.items()
     }
     scores = {name: curve for name, curve in scores.items() if curve}
-    return charts.curve_panels(scores) if scores else []
+    return charts.curve_panels(scores, "after epoch") if scores else []
