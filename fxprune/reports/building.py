@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture import Example
 from fxprune.costs import Costs
 from fxprune.dependency import DependencyGraph
+from fxprune.drawing.page import GraphComponent
 from fxprune.drawing.scene import Block, Scene
 from fxprune.environment import device_name, versions
 from fxprune.latency import compare_latency
@@ -38,7 +39,7 @@ class PlanFacts(TypedDict):
     untouched: Mapping[str, str]
     groups: tuple[GroupRow, ...]
     inexact: Mapping[str, str]
-    scene: Scene
+    graph: GraphComponent
 
 
 def plan_report(
@@ -140,13 +141,13 @@ def plan_facts(plan: ChannelPlan) -> PlanFacts:
         plan: Any plan.
     """
     deps = DependencyGraph.of(plan.gm, plan.structure)
-    scene = Scene.of(plan)
+    graph = GraphComponent.of(plan)
     return {
-        "layers": _layers(plan, deps, scene),
+        "layers": _layers(plan, deps, graph.scene),
         "untouched": deps.untouched,
         "groups": _groups(plan, deps),
         "inexact": dict(plan.inexact),
-        "scene": scene,
+        "graph": graph,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fxprune.drawing.scene import Scene
+from fxprune.drawing.page import GraphComponent
 from fxprune.errors import ArgumentError
 from fxprune.finetuning import EpochReport
 from fxprune.profiling import Latency, Profile
@@ -162,7 +162,7 @@ class Report:
         sensitivity: Accuracy curves of single layers, or None.
         histograms: By title, of weights.
         remarks: Sentences that the figures come to.
-        scene: The network with what the plan does to it, or None.
+        graph: The network with what the plan does to it, to look around in; or None.
         commands: By title, what to type to get all this again.
     """
 
@@ -180,7 +180,7 @@ class Report:
     sensitivity: Sensitivity | None = None
     histograms: Mapping[str, tuple[Histogram, ...]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
-    scene: Scene | None = None
+    graph: GraphComponent | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -213,6 +213,6 @@ class Report:
                 for title, found in self.histograms.items()
             },
             "remarks": list(self.remarks),
-            "graph": None if self.scene is None else self.scene.as_dict(),
+            "graph": None if self.graph is None else self.graph.scene.as_dict(),
             "commands": dict(self.commands),
         }
