@@ -76,7 +76,9 @@ def class_counts(sizes: IntArray, wanted: FloatArray, balance: FloatArray, needs
     solution = milp(
         np.concatenate([np.zeros(n), np.ones(2 * n), [_SUM, _SUM]]),
         integrality=np.concatenate([np.ones(n), np.zeros(2 * n + 2)]),
-        bounds=Bounds(np.concatenate([least, np.zeros(2 * n + 2)]), np.concatenate([sizes, np.full(2 * n + 2, np.inf)])),
+        bounds=Bounds(
+            np.concatenate([least, np.zeros(2 * n + 2)]), np.concatenate([sizes, np.full(2 * n + 2, np.inf)])
+        ),
         constraints=LinearConstraint(
             np.vstack(rows),
             np.concatenate([equal, np.ones(len(several))]),
