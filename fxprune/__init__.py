@@ -10,6 +10,7 @@ from fxprune.api import prune_channels
 from fxprune.capture import trace
 from fxprune.dead_channels import plan_dead_channels
 from fxprune.dependency import ChannelGroup, DependencyGraph
+from fxprune.distillation import Distillation
 from fxprune.drawing import draw
 from fxprune.errors import (
     ArgumentError,
@@ -23,6 +24,9 @@ from fxprune.errors import (
     WeightError,
 )
 from fxprune.finetuning import fine_tune
+from fxprune.gradual import GradualPruning
+from fxprune.iterative import prune_iteratively
+from fxprune.optimizers import carry_optimizer
 from fxprune.plan import ChannelPlan, LayerPlan
 from fxprune.planning import plan_channels
 from fxprune.profiling import Profile, profile
@@ -39,8 +43,10 @@ __all__ = [
     "ChannelGroup",
     "ChannelPlan",
     "DependencyGraph",
+    "Distillation",
     "FrozenLayerError",
     "FxpruneError",
+    "GradualPruning",
     "InternalError",
     "LatencyTable",
     "LayerPlan",
@@ -51,6 +57,7 @@ __all__ = [
     "TraceError",
     "UnknownNameError",
     "WeightError",
+    "carry_optimizer",
     "draw",
     "finalize",
     "fine_tune",
@@ -62,6 +69,7 @@ __all__ = [
     "plot",
     "profile",
     "prune_channels",
+    "prune_iteratively",
     "prune_weights",
     "recover",
     "save_pruned",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Loss", "call", "device_of", "split_batch"]
+__all__ = ["Loss", "call", "device_of", "in_evaluation", "split_batch"]
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -55,3 +56,16 @@ def device_of(model: nn.Module) -> torch.device:
     """Where a network's tensors are; the CPU if it has none."""
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode, without gradients; the mode of every module is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fxprune.batches import call, device_of
+from fxprune.batches import call, device_of, in_evaluation
+from fxprune.distillation import Distillation, Guide
 from fxprune.errors import ArgumentError, ArgumentTypeError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -55,18 +56,13 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> float:
         ArgumentError: There is no sample in ``batches``.
     """
     device = device_of(model)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     correct: Tensor | int = 0
     count = 0
-    try:
+    with in_evaluation(model):
         for batch in batches:
             inputs, targets = send_to_device(batch, device)
             correct = correct + (call(model, inputs).argmax(dim=1) == targets).sum()
             count += len(targets)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if count == 0:
         raise ArgumentError("there is no sample to take an accuracy of: batches is empty")
     return int(correct) / count
@@ -106,6 +102,8 @@ def fine_tune(
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     device: torch.device | str | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    on_step: Callable[[nn.Module, int, int], bool | None] | None = None,
+    teacher: nn.Module | Distillation | None = None,
     progress: bool = True,
     description: str = "fine-tuning",
 ) -> ModuleT:
@@ -134,6 +132,11 @@ def fine_tune(
         loss: Takes the network's output and the targets, returns a scalar.
         device: Where to train with a single process; by default where the model is.
         on_epoch: Called after each epoch, in every process, and once before the first if there is an ``evaluate``.
+        on_step: Called after each step, in every process, with the network, the number of steps done and that of all
+            steps; it may change the network in place, as :class:`fxprune.GradualPruning` does. Where it returns True
+            the network is another from there on, and no weights of before are returned.
+        teacher: A network whose outputs count beside the targets, such as the one that the model was pruned from;
+            :class:`fxprune.Distillation` says how much.
         progress: Whether the first process shows a progress bar on stderr.
         description: What the progress bar is called.
 
@@ -163,6 +166,8 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=epochs * steps)
     runner, optimizer = accelerator.prepare(_Runner(tuned), sgd)
     best = _Best(tuned, evaluate)
+    guide = None if teacher is None else Guide(teacher, place)
+    done = 0
 
     def finish(epoch: int, mean_loss: float | None) -> EpochReport:
         report = EpochReport(epoch, mean_loss, best.consider(epoch))
@@ -178,12 +183,18 @@ def fine_tune(
             total = torch.zeros((), device=place)
             for batch in epoch_batches():
                 inputs, targets = send_to_device(batch, place)
-                value = loss(runner(inputs), targets)
+                output = runner(inputs)
+                value = loss(output, targets)
+                if guide is not None:
+                    value = guide.mixed(value, inputs, output)
                 optimizer.zero_grad()
                 accelerator.backward(value)
                 optimizer.step()
                 schedule.step()
                 total += value.detach()
+                done += 1
+                if on_step is not None and on_step(tuned, done, epochs * steps):
+                    best.forget()
                 bar.update()
             mean_loss = float(accelerator.reduce(total, reduction="mean")) / steps
             if not math.isfinite(mean_loss):
@@ -239,6 +250,10 @@ class _Best:
             self.score = score
             self.state = copy.deepcopy(self.network.state_dict())
         return score
+
+    def forget(self) -> None:
+        """What was scored so far counts no longer."""
+        self.score, self.state = -math.inf, None
 
     def restore(self) -> None:
         """Put the best weights back; without scores the last ones stay."""

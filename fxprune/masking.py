@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ["check_choice", "weight_masks"]
+__all__ = ["budgeted_sparsities", "check_choice", "weight_masks"]
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
+from fxprune.allocation.budget import Budget
+from fxprune.allocation.sparsities import sparsities_under
 from fxprune.criteria.weights import Magnitude, WeightCriterion, find_criterion
 from fxprune.errors import ArgumentError, NothingToPruneError
 from fxprune.masks import magnitude_masks, prunable_weights, wanted_sparsities, weight_places
 from fxprune.patterns import NM, Layout, Pattern, Unstructured, find_pattern, weight_layouts
 
+if TYPE_CHECKING:
+    from fxprune.sensitivity import Sensitivity
+
 Sparsity = float | Mapping[str, float] | None
 
 
 def check_choice(
-    sparsity: Sparsity, criterion: str | WeightCriterion, pattern: str | Pattern, scope: str
+    sparsity: Sparsity, criterion: str | WeightCriterion, pattern: str | Pattern, scope: str, budgeted: bool = False
 ) -> tuple[WeightCriterion, Pattern]:
     """The criterion and the pattern, if all go together.
 
@@ -38,7 +44,7 @@ def check_choice(
                     f"{cut.n}:{cut.m} makes every weight sparse by {cut.sparsity:g}, not by {value!r}: leave "
                     "the sparsity out"
                 )
-    elif sparsity is None:
+    elif sparsity is None and not budgeted:
         raise ArgumentError("a sparsity is needed, unless the pattern is N:M, which says it itself")
     if scope == "global":
         if isinstance(cut, NM) or found.within_rows:
@@ -95,6 +101,52 @@ def weight_masks(
         name: cut.mask(part.reshape(scored[name][0].shape), importance[name], layouts.get(name, Layout()))
         for name, part in zip(wanted, kept, strict=True)
     }
+
+
+def budgeted_sparsities(
+    gm: fx.GraphModule,
+    budget: Budget,
+    allocation: str | Sensitivity,
+    criterion: str | WeightCriterion = "magnitude",
+    pattern: str | Pattern = "unstructured",
+) -> dict[str, float]:
+    """Sparsities for a network that keep a budget.
+
+    Args:
+        gm: A traced network; it is only read.
+        budget: Its limits.
+        allocation: ``"uniform"``, ``"global"`` or curves.
+        criterion: How weights are ranked.
+        pattern: Which weights go together. Whole cells go, so that up to half a cell more than asked for may.
+
+    Returns:
+        By parameter name.
+
+    Raises:
+        ArgumentError: The pattern is N:M, which has one sparsity, or the limits cannot be met.
+        FxpruneError: As from :func:`check_choice`, and what the criterion raises.
+    """
+    scope = "global" if allocation == "global" else "layer"
+    found, cut = check_choice(0.5 if scope == "global" else None, criterion, pattern, scope, budgeted=True)
+    if isinstance(cut, NM):
+        raise ArgumentError(f"{cut.n}:{cut.m} makes every weight sparse by {cut.sparsity:g}: it cannot follow a budget")
+    names = prunable_weights(gm)
+    layouts = weight_layouts(gm)
+    importance = found.importance(gm, names)
+    scored = {name: cut.scores(importance[name], layouts.get(name, Layout())) for name in names}
+
+    def spread(name: str) -> Tensor:
+        scores, sizes = scored[name]
+        return scores.reshape(-1).repeat_interleave(sizes.reshape(-1))
+
+    result = {}
+    for name, sparsity in sparsities_under(gm, names, budget, allocation, spread).items():
+        cells = scored[name][1]
+        line = int(cells.sum(1).min()) if found.within_rows else int(cells.sum())
+        # Rounding to whole cells is to remove more, not less.
+        over = (int(cells.max()) - 1 + found.within_rows) / 2 / line
+        result[name] = min(1.0, sparsity + over) if sparsity > 0 else 0.0
+    return result
 
 
 def _in_layer(scores: Tensor, sizes: Tensor, sparsity: float, within_rows: bool) -> Tensor:

@@ -76,10 +76,16 @@ class WeightPlace(NamedTuple):
     @property
     def identity(self) -> tuple[int, ...]:
         """Equal for two places that share their parameters (tied weights), and empty where there is none."""
+        return tuple(id(tensor) for tensor in self.held)
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """The parameters that are stored: the parameter itself, or what its parametrizations compute it from."""
         stored = self.parametrization
+        if stored is not None:
+            return tuple(stored.parameters(recurse=False))
         plain = self.owner._parameters.get(self.attribute)
-        held = stored.parameters(recurse=False) if stored is not None else [] if plain is None else [plain]
-        return tuple(id(tensor) for tensor in held)
+        return () if plain is None else (plain,)
 
 
 def weight_places(module: nn.Module) -> dict[str, WeightPlace]:

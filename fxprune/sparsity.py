@@ -5,15 +5,22 @@ from __future__ import annotations
 __all__ = ["finalize", "prune_weights"]
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
+from fxprune.allocation import Budget
+from fxprune.allocation.requests import check_request
 from fxprune.capture import Example, trace
 from fxprune.criteria.weights import WeightCriterion
 from fxprune.errors import ArgumentError, ArgumentTypeError
+from fxprune.masking import budgeted_sparsities
 from fxprune.passes.fine_grained_pruning import FineGrainedPruning
 from fxprune.passes.fold_masks import FoldMasks
 from fxprune.patterns import NM, Pattern, find_pattern
+
+if TYPE_CHECKING:
+    from fxprune.sensitivity import Sensitivity
 
 
 def prune_weights(
@@ -23,6 +30,9 @@ def prune_weights(
     criterion: str | WeightCriterion = "magnitude",
     pattern: str | Pattern = "unstructured",
     scope: str = "layer",
+    *,
+    budget: Budget | None = None,
+    allocation: str | Sensitivity | None = None,
 ) -> fx.GraphModule:
     """Set the least important weights of a network to zero, and keep them there.
 
@@ -43,6 +53,12 @@ def prune_weights(
         scope: ``"layer"`` makes every weight as sparse as said; ``"global"`` ranks the weights of all layers together,
             so that all of them are as sparse as said. Importances are compared as they are; Wanda's and those of N:M
             are compared within an output channel in any case.
+        budget: What the sparse network may cost at most, in place of a sparsity: ``parameters`` are those that are not
+            zero, and of the ``macs`` those by zero are not counted.
+        allocation: How a budget is shared out: ``"uniform"``, the same sparsity for every weight; ``"global"``, one
+            ranking of all, as with ``scope="global"``; or the curves of :func:`fxprune.sensitivity`, so that the
+            accuracies that they say are lost add up to the least (an exact knapsack; weights without a curve stay
+            dense). By default as ``scope`` says.
 
     Returns:
         A new network that shares no storage with ``model``. Its pruned parameters carry masks as parametrizations, so
@@ -50,8 +66,8 @@ def prune_weights(
 
     Raises:
         TraceError: The network cannot be captured with these inputs.
-        ArgumentError: A sparsity is out of range or missing, what is given does not go together, or the criterion
-            cannot be computed from its batches.
+        ArgumentError: A sparsity is out of range or missing, what is given does not go together, the criterion cannot
+            be computed from its batches, or even a network without these weights passes the budget.
         ArgumentTypeError: A sparsity is not a number, or another argument of a wrong type.
         UnknownNameError: The network has no parameter of a given name, or there is no such criterion or pattern.
         NothingToPruneError: One sparsity was given, and there is neither a convolution nor a linear layer, or none of
@@ -62,10 +78,16 @@ def prune_weights(
         >>> sparse = prune_weights(model, torch.zeros(1, 3, 32, 32), sparsity=0.8)
         >>> sparse = prune_weights(model, torch.zeros(1, 3, 32, 32), pattern="2:4", criterion=Wanda(batches))
     """
-    if sparsity is None and not isinstance(find_pattern(pattern), NM):
-        raise ArgumentError("prune_weights needs a sparsity, unless the pattern is N:M, which says it itself")
+    how = check_request(budget, allocation, scope, sparsity, "weights")
+    if budget is None and sparsity is None and not isinstance(find_pattern(pattern), NM):
+        raise ArgumentError(
+            "prune_weights needs a sparsity or a budget, unless the pattern is N:M, which says it itself"
+        )
+    gm = trace(model, example_inputs)
+    if budget is not None and how is not None:
+        sparsity, scope = budgeted_sparsities(gm, budget, how, criterion, pattern), "layer"
     pruning = FineGrainedPruning(sparsity=sparsity, criterion=criterion, pattern=pattern, scope=scope)
-    network: fx.GraphModule = pruning.call(trace(model, example_inputs)).graph_module
+    network: fx.GraphModule = pruning.call(gm).graph_module
     return network
 
 

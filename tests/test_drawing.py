@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import ArgumentError, ArgumentTypeError, ChannelPlan, DependencyGraph, plan_channels
-from fxprune.drawing import Scene, picture
+from fxprune.drawing import Scene, files, picture
 from fxprune.drawing.colours import group_colour
 from fxprune.models import ZOO, example_inputs
 
@@ -231,6 +231,12 @@ def test_graphml_and_dot_have_the_scene(tmp_path: Path) -> None:
     dot = fxprune.draw(plan, tmp_path / "g.dot").read_text(encoding="utf-8")
     assert set(re.findall(r"n(\d+) -> n(\d+);", dot)) == {(str(a), str(b)) for a, b in scene.edges}
     assert "layer1.conv1\\nConv2d 3×3\\n16 → 8 channels" in dot
+
+
+def test_a_very_long_network_is_an_image_that_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_PIXELS", 300)
+    data = fxprune.draw(_deps("residual"), tmp_path / "long.png", columns=1).read_bytes()
+    assert max(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == 300
 
 
 def test_depth_folds(tmp_path: Path) -> None:

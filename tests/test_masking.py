@@ -118,7 +118,7 @@ def test_a_tied_weight_has_one_mask_in_every_pattern() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ArgumentError, "prune_weights needs a sparsity, unless the pattern is N:M"),
+        ({}, ArgumentError, "prune_weights needs a sparsity or a budget, unless"),
         ({"sparsity": 0.8, "pattern": "2:4"}, ArgumentError, r"2:4 makes every weight sparse by 0\.5, not by 0\.8"),
         ({"pattern": "2:4", "scope": "global"}, ArgumentError, "2:4 compares weights within an output channel"),
         ({"sparsity": 0.5, "scope": "all"}, ArgumentError, "scope is 'all'; it must be 'layer' or 'global'"),

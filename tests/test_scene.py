@@ -196,6 +196,16 @@ def test_nothing_but_an_operator_on_an_empty_tensor() -> None:
     assert _named(scene, "cat").outputs == (3, 3)
 
 
+def test_what_takes_only_its_type_from_the_data_is_a_constant() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.masked_fill(x.new_ones(1, 3, 4, 4).ne(1), 0.5).flatten(1)
+
+    scene = _of(Masked(), 1, 3, 4, 4)
+    assert [block.kind for block in scene.blocks] == ["input", "masked_fill", "flatten", "output"]
+    assert _read_by(scene, "masked_fill") == ["x"]
+
+
 def test_as_dict_is_json() -> None:
     scene = Scene.of(plan_channels(_deps("residual"), 0.5))
     found = json.loads(json.dumps(scene.as_dict()))

@@ -110,11 +110,47 @@ def test_the_knapsack_over_curves_is_exact() -> None:
     [
         (Budget(latency_ms=1.0), "uniform", "latency"),
         (Budget(parameters=3), "uniform", "cannot be met"),
-        (Budget(macs=0.5), "even", "must be 'uniform'"),
-        (Budget(macs=0.5), Sensitivity("channels", POINTS, 0.9, {}), "kind='weights'"),
     ],
 )
 def test_what_cannot_be_done(budget: Budget, allocation: Any, text: str) -> None:
     gm = _traced("residual")
     with pytest.raises(fxprune.ArgumentError, match=text):
         sparsities_under(gm, prunable_weights(gm), budget, allocation, _score(gm))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "kernel", fxprune.patterns.Block(4, 2)])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_prune_weights_takes_a_budget(pattern: Any, allocation: str) -> None:
+    model, inputs = randomize(ZOO["vgg"]()).eval(), example_inputs("vgg")
+    whole = fxprune.profile(model, inputs)
+    sparse = fxprune.prune_weights(model, inputs, pattern=pattern, budget=Budget(parameters=0.3), allocation=allocation)
+    found = fxprune.profile(sparse, inputs)
+    assert 0.27 * whole.parameters < found.nonzero_parameters <= 0.3 * whole.parameters
+
+
+def test_a_budget_follows_a_criterion_within_rows() -> None:
+    model, inputs = randomize(ZOO["vgg"]()).eval(), example_inputs("vgg")
+    wanda = fxprune.criteria.Wanda([inputs[0]])
+    sparse = fxprune.prune_weights(model, inputs, criterion=wanda, budget=Budget(parameters=0.4))
+    found = fxprune.profile(sparse, inputs)
+    assert 0.36 * found.parameters < found.nonzero_parameters <= 0.4 * found.parameters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"sparsity": 0.5, "budget": Budget(macs=0.5)}, fxprune.ArgumentError, "not both"),
+        ({"sparsity": 0.5, "allocation": "uniform"}, fxprune.ArgumentError, "give budget"),
+        ({"budget": Budget(macs=0.5), "allocation": "even"}, fxprune.ArgumentError, "must be 'uniform'"),
+        ({"budget": Budget(macs=0.5), "pattern": "2:4"}, fxprune.ArgumentError, "cannot follow a budget"),
+        ({"budget": 0.5}, fxprune.ArgumentTypeError, "fxprune.Budget"),
+        (
+            {"budget": Budget(macs=0.5), "allocation": Sensitivity("channels", POINTS, 0.9, {})},
+            fxprune.ArgumentError,
+            "kind='weights'",
+        ),
+    ],
+)
+def test_wrong_requests(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        fxprune.prune_weights(ZOO["residual"](), example_inputs("residual"), **arguments)

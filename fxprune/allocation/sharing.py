@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from fxprune.allocation.budget import LIMITS, Allocation, Budget, Limit
 from fxprune.allocation.knapsack import Curve
 from fxprune.allocation.latency import LatencyTable
+from fxprune.allocation.requests import check_request
 from fxprune.allocation.strategies import allocate
 from fxprune.allocation.widths import Meter, Widths
 from fxprune.costs import Costs, Terms
-from fxprune.errors import ArgumentError, ArgumentTypeError, NothingToPruneError
+from fxprune.errors import NothingToPruneError
 from fxprune.ratios import Ratio, whole_number
 from fxprune.selection import FloatArray
 
@@ -36,35 +37,15 @@ def check_budget(
     """What a budget comes to, or None if there is none.
 
     Raises:
-        ArgumentError: A ratio and a budget at once, an allocation without a budget, or an unknown one.
-        ArgumentTypeError: Something else than a budget.
+        FxpruneError: As from :func:`fxprune.allocation.requests.check_request`.
     """
-    if budget is None:
-        if allocation is not None:
-            raise ArgumentError("allocation says how a budget is shared out; give budget=Budget(...) with it")
+    how = check_request(budget, allocation, scope, ratio, "channels")
+    if budget is None or how is None:
         return None
-    if not isinstance(budget, Budget):
-        raise ArgumentTypeError(f"budget must be a fxprune.Budget, not {budget!r} of type {type(budget).__name__}")
-    if ratio is not None:
-        raise ArgumentError("give a ratio or a budget, not both: with a budget the ratios come out")
-    if allocation is None:
-        allocation = "uniform" if scope == "group" else "global"
-    if isinstance(allocation, str):
-        if allocation not in ("uniform", "global"):
-            raise ArgumentError(
-                f"allocation is {allocation!r}; it must be 'uniform', 'global' or the curves of fxprune.sensitivity"
-            )
-    elif not hasattr(allocation, "accuracy"):
-        raise ArgumentTypeError(
-            f"allocation must be 'uniform', 'global' or the curves of fxprune.sensitivity, not a "
-            f"{type(allocation).__name__}"
-        )
-    elif allocation.kind != "channels":
-        raise ArgumentError("the curves are of weights; measure them with fxprune.sensitivity(..., kind='channels')")
     table = budget.table
     if budget.latency_ms is not None and table is None:
         table = LatencyTable.measure(deps)
-    return Share(budget, allocation, table)
+    return Share(budget, how, table)
 
 
 def fewest(deps: DependencyGraph, min_channels: int | Mapping[str, int]) -> Sequence[int]:

@@ -48,20 +48,15 @@ def sparsities_under(
 
     Raises:
         ArgumentError: The limits cannot be met even if all these weights are zero, the latency is limited, which zeros
-            do not change, or the allocation is unknown.
+            do not change.
     """
     if budget.latency_ms is not None:
         raise ArgumentError("zeros among the weights do not change the latency; limit macs= or parameters=")
     sizes, limits = _limits(gm, weights, budget)
     if isinstance(allocation, str):
-        if allocation == "uniform":
-            kept = _uniform(sizes, limits)
-        elif allocation == "global":
+        kept = _uniform(sizes, limits)
+        if allocation == "global":
             kept = _ranked([score(name).detach().double().cpu().numpy().ravel() for name in weights], limits)
-        else:
-            raise ArgumentError(
-                f"allocation is {allocation!r}; it must be 'uniform', 'global' or the curves of fxprune.sensitivity"
-            )
     else:
         kept = _by_curves(weights, sizes, limits, allocation)
     return {name: 1 - int(count) / int(size) for name, count, size in zip(weights, kept, sizes, strict=True)}
@@ -145,8 +140,6 @@ def _by_curves(
     weights: Sequence[str], sizes: FloatArray, limits: Sequence[tuple[FloatArray, float]], curves: Sensitivity
 ) -> FloatArray:
     """The points of the curves that lose the least together (an exact knapsack), and what is left of the room."""
-    if curves.kind != "weights":
-        raise ArgumentError("the curves are of channels; measure them with fxprune.sensitivity(..., kind='weights')")
     by_name = {name: accuracies for layer, accuracies in curves for name in (layer, f"{layer}.weight")}
     found = [
         Curve.of(curves.sparsities, by_name[name], curves.dense) if name in by_name else Curve((0.0,), (0.0,))

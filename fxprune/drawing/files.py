@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fxprune.plan import ChannelPlan
 
 _DPI = 150
+_PIXELS = 30_000  # a side of an image at most: matplotlib refuses 65536
 _FEW = 40
 _UNDATED: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": "fxprune"},
@@ -89,7 +90,9 @@ def _figure_as(kind: str) -> Callable[[Scene, int | None], bytes]:
     def write(scene: Scene, columns: int | None) -> bytes:
         data = io.BytesIO()
         with matplotlib.rc_context(SETTINGS):
-            picture(scene, columns).savefig(data, format=kind, dpi=_DPI, metadata=_UNDATED[kind])
+            figure = picture(scene, columns)
+            dpi = min(_DPI, _PIXELS / max(figure.get_size_inches()))
+            figure.savefig(data, format=kind, dpi=dpi, metadata=_UNDATED[kind])
         return data.getvalue()
 
     return write

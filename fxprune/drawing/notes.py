@@ -57,10 +57,14 @@ class Legend:
 
     def __init__(self, notes: Notes, width: float) -> None:
         scene = notes.scene
-        self.signs: list[tuple[str, str]] = [("group", "a group: channels that are removed together")]
+        self.signs: list[tuple[str, str]] = [("group", "a group: channels that go or stay together")]
         if notes.reasons:
             self.signs.append(("frozen", "stays as it is, for the reason in the note"))
-        kept = "channels that stay, of those that there were" if scene.planned else "channels, of the most in any layer"
+        kept = (
+            "channels that stay, of those that there were"
+            if scene.planned
+            else "channels, next to those of the widest layer"
+        )
         self.signs.append(("bar", kept))
         self.places: list[tuple[float, float]] = []
         x = y = 0.0

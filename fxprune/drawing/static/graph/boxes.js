@@ -2,11 +2,7 @@
 (function (graph) {
   'use strict';
 
-  const { svg, fit, widthOf, colourOf, short, plural } = graph;
-  const FAMILY = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
-  const NAME = `600 13px ${FAMILY}`;
-  const SMALL = `400 11.5px ${FAMILY}`;
-  const COUNT = `500 12px ${FAMILY}`;
+  const { svg, fit, widthOf, FONTS, colourOf, short, plural } = graph;
   const STRIPES = 5; // colours shown at most on one box
   const ARROW = '\u2009→\u2009';
 
@@ -58,19 +54,19 @@
   function largeText(item, place, channels) {
     const count = !item.isModule && channels[0] ? showChange(channels) : '';
     const room = place.w - 30 - (item.isModule ? 18 : 0);
-    const name = fit(item.label, room - widthOf(count, COUNT), NAME, true);
+    const name = fit(item.label, room - widthOf(count, FONTS.count), FONTS.name, true);
     const words = item.isModule ? [plural(item.layers, 'layer'), `${short(item.parameters)} parameters`] : [item.kind, item.detail];
     const detail = words.filter(Boolean).join(' · ');
     return [
       svg('text', { class: 'fxg-name', x: 15, y: 21 }, name),
       svg('text', { class: 'fxg-count', x: place.w - 11, y: 21 }, count),
-      svg('text', { class: 'fxg-detail', x: 15, y: 38 }, fit(detail, room, SMALL)),
+      svg('text', { class: 'fxg-detail', x: 15, y: 38 }, fit(detail, room, FONTS.small)),
     ];
   }
 
   function smallText(item, place) {
     const text = item.role === 'operator' ? item.kind : item.label;
-    return [svg('text', { class: 'fxg-word', x: place.w / 2, y: place.h / 2 + 4 }, fit(text, place.w - 20, SMALL, true))];
+    return [svg('text', { class: 'fxg-word', x: place.w / 2, y: place.h / 2 + 4 }, fit(text, place.w - 20, FONTS.small, true))];
   }
 
   const chevron = (place) => svg('path', { class: 'fxg-chevron', d: `M${place.w - 20} ${place.h / 2 - 4}l4 4l-4 4` });
@@ -93,7 +89,7 @@
 
   /** The badge at the upper right corner: what the layer has to do with the groups that are lit. */
   function badge(place, text) {
-    const width = widthOf(text, SMALL) + 14;
+    const width = widthOf(text, FONTS.small) + 14;
     return svg(
       'g',
       { class: 'fxg-badge', transform: `translate(${place.w - width + 6},-13)` },
@@ -138,7 +134,7 @@
   /** The border of an open module, with the button that folds it. */
   function makeFrame(place) {
     const { item } = place;
-    const label = fit(item.label, place.w - 48, NAME, true);
+    const label = fit(item.label, place.w - 48, FONTS.name, true);
     return svg(
       'g',
       { class: 'fxg-frame', transform: `translate(${place.x},${place.y})`, 'data-id': item.id },
@@ -147,7 +143,7 @@
         'g',
         { class: 'fxg-fold', role: 'button', 'aria-expanded': 'true', 'aria-label': `Fold ${item.name}`, 'data-fold': item.id },
         svg('title', {}, `Fold ${item.name}`),
-        svg('rect', { class: 'fxg-fold-body', x: 5, y: 5, width: widthOf(label, NAME) + 30, height: 20, rx: 5 }),
+        svg('rect', { class: 'fxg-fold-body', x: 5, y: 5, width: widthOf(label, FONTS.name) + 30, height: 20, rx: 5 }),
         svg('path', { class: 'fxg-chevron', d: 'M11 13l4 4l4-4' }),
         svg('text', { class: 'fxg-frame-name', x: 26, y: 20 }, label),
       ),

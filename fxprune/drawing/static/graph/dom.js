@@ -43,6 +43,17 @@
 
   const plural = (count, noun) => `${long(count)} ${noun}${count === 1 ? '' : 's'}`;
 
+  // As in the style sheet: texts are cut to the room that they have before they are drawn.
+  const FAMILY = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
+  const FONTS = {
+    name: `600 13px ${FAMILY}`,
+    small: `400 11.5px ${FAMILY}`,
+    count: `500 12px ${FAMILY}`,
+    row: `400 13px ${FAMILY}`,
+    current: `650 13px ${FAMILY}`,
+    note: `400 12px ${FAMILY}`,
+  };
+
   const ruler = document.createElement('canvas').getContext('2d');
   const widths = new Map();
 
@@ -75,5 +86,5 @@
   /** A name that may be broken after its dots and slashes. */
   const breakable = (name) => name.split(/(?<=[./])/).flatMap((part, index) => (index ? [html('wbr'), part] : [part]));
 
-  Object.assign(graph, { breakable, html, svg, short, long, change, plural, fit, widthOf, colourOf });
+  Object.assign(graph, { FONTS, breakable, html, svg, short, long, change, plural, fit, widthOf, colourOf });
 })((globalThis.fxpruneGraph ??= {}));

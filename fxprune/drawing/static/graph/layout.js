@@ -10,7 +10,7 @@
     layer: [230, 50],
     opaque: [230, 50],
     module: [230, 54],
-    operator: [116, 26],
+    operator: [138, 26],
     input: [148, 28],
     output: [148, 28],
     parameter: [148, 28],

@@ -2,7 +2,7 @@
 (function (graph) {
   'use strict';
 
-  const { html, fit, widthOf, breakable, short, long, change, plural, colourOf } = graph;
+  const { html, fit, widthOf, FONTS, breakable, short, long, change, plural, colourOf } = graph;
   const SHOWN = 12; // names of a list before the rest is folded away
   const ROLES = [
     ['makes', 'Producers', 'make the channels'],
@@ -15,7 +15,6 @@
     return html('span', { class: `fxg-chip${group.frozen ? ' fxg-chip-frozen' : ''}`, style, 'aria-hidden': 'true' });
   }
 
-  const ROW = '600 13px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 
   const fact = (name, value) => (value ? [html('dt', {}, name), html('dd', {}, value)] : []);
 
@@ -93,16 +92,16 @@
         'button',
         { class: 'fxg-row', type: 'button', onclick: () => this.on.show(group) },
         chip(group),
-        this.rowName(group.name, note, 24),
+        this.rowName(group.name, note, 22, FONTS.row),
         html('span', { class: 'fxg-row-note' }, note),
         group.frozen ? html('span', { class: 'fxg-row-why' }, group.frozen) : null,
       );
     }
 
     /** A name that keeps its end where it must be cut. */
-    rowName(name, note, used) {
-      const room = this.host.clientWidth - 36 - used - 12 - widthOf(note, ROW);
-      return html('span', { class: 'fxg-row-name', title: name }, fit(name, Math.max(60, room), ROW, true));
+    rowName(name, note, used, font) {
+      const room = this.host.clientWidth - 36 - used - 12 - widthOf(note, FONTS.note);
+      return html('span', { class: 'fxg-row-name', title: name }, fit(name, Math.max(60, room), font, true));
     }
 
     section(title, note, ...children) {
@@ -134,10 +133,14 @@
       this.host.scrollTop = 0;
     }
 
+    why(reason) {
+      return html('p', { class: 'fxg-why' }, html('strong', {}, 'Frozen: '), reason);
+    }
+
     /** What a group is and who belongs to it. */
     groupBody(group, own) {
       const what = group.frozen
-        ? html('p', { class: 'fxg-why' }, html('strong', {}, 'Frozen: '), group.frozen)
+        ? this.why(group.frozen)
         : html('p', { class: 'fxg-lead' }, `${plural(group.size, 'unit')} that can go one by one.`);
       return [what, ...ROLES.map(([role, title, note]) => this.members(group.members[role], title, note, own))];
     }
@@ -154,7 +157,7 @@
       return html(
         'button',
         { class: 'fxg-row', type: 'button', 'aria-current': here ? 'true' : null, onclick: () => this.on.pick(block) },
-        this.rowName(block.name, block.kind, 4),
+        this.rowName(block.name, block.kind, 2, here ? FONTS.current : FONTS.row),
         html('span', { class: 'fxg-row-note' }, block.kind),
       );
     }
@@ -177,7 +180,7 @@
       this.again = () => this.showBlock(block, shown);
       this.show(
         this.heading(block.kind, block.name),
-        block.frozen ? html('p', { class: 'fxg-why' }, html('strong', {}, 'Frozen: '), block.frozen) : null,
+        block.frozen && block.groups.length !== 1 ? this.why(block.frozen) : null,
         this.facts(block),
         this.groupsOf(block, shown),
         block.explanation ? this.section('Explained', '', html('pre', { class: 'fxg-explain' }, block.explanation)) : null,
@@ -201,8 +204,14 @@
         fact('Parameters', weights[0] ? changed(weights, long) : null),
         fact('MACs', changed(n.macsOf(block), short)),
         fact('Output', block.shape ? block.shape.join('\u2009×\u2009') : null),
-        fact('Source', block.source ? breakable(block.source) : null),
+        fact('Source', this.source(block)),
       );
+    }
+
+    /** The module on one line, the line of its code on another. */
+    source(block) {
+      const [module, code] = block.source.split(' at ');
+      return block.source ? [breakable(module), code ? [html('br'), code] : []].flat() : null;
     }
 
     groupsOf(block, shown) {

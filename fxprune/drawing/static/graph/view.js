@@ -196,7 +196,7 @@
     /** Light up boxes: a map of ids to {roles, colour, text}, the wires of `edges`, and the box picked. Null for none. */
     light(lit) {
       this.lit = lit;
-      this.svg.classList.toggle('fxg-lighting', Boolean(lit));
+      this.svg.classList.toggle('fxg-lighting', Boolean(lit?.boxes.size));
       for (const [id, element] of this.mounted) if (this.places.has(id)) this.mark(element, this.places.get(id));
       this.drawLitWires();
       this.on.moved();
