@@ -22,7 +22,7 @@ from fxprune.reports.measures import change, measures, short, tiles
 REPORT_PAGE = "report.html"
 REPORT_DATA = "report.json"
 _TEMPLATES = Path(__file__).parent / "templates"
-_SHOWN = 4
+_SHOWN = 3
 
 
 def save_report(report: Report, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
