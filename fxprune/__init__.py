@@ -31,6 +31,7 @@ from fxprune.plan import ChannelPlan, LayerPlan
 from fxprune.planning import plan_channels
 from fxprune.profiling import Profile, profile
 from fxprune.recovering import Recovery, recover
+from fxprune.recovery.curves import recovery_curves
 from fxprune.saving import load_pruned, save_pruned
 from fxprune.sensitivity import sensitivity
 from fxprune.sparsity import finalize, prune_weights
@@ -72,6 +73,7 @@ __all__ = [
     "prune_iteratively",
     "prune_weights",
     "recover",
+    "recovery_curves",
     "save_pruned",
     "sensitivity",
     "trace",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["RUNGS", "Recovery", "Rung", "recover"]
 
-import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassBase
 
-from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError, nearest_names
+from fxprune.errors import ArgumentTypeError, UnknownNameError, nearest_names
 from fxprune.nested import leaves
 from fxprune.origin import origin_from
 from fxprune.passes.batch_norm_estimation import BatchNormEstimation
@@ -23,7 +22,7 @@ from fxprune.passes.reconstruction import Reconstruction
 from fxprune.passes.variance_repair import VarianceRepair
 from fxprune.plan import ChannelPlan
 from fxprune.recovery.pair import Pair
-from fxprune.recovery.running import Batch, Runner, that_fit
+from fxprune.recovery.running import Batch, Runner, output_error, that_fit
 
 RUNGS = ("constants", "batch-norms", "variances", "reconstruction")
 """What :func:`recover` tries, in this order: :class:`fxprune.passes.ConstantAbsorption`,
@@ -150,21 +149,12 @@ def _images(batch: Batch) -> int:
 
 
 def _error(network: fx.GraphModule, batches: list[Batch], wanted: list[Any]) -> float:
-    """The norm of the difference of all outputs, divided by that of the outputs wanted."""
+    """How far the outputs are from those wanted, in evaluation mode."""
     modes = [module.training for module in network.modules()]
     given = Runner(network.eval(), batches).outputs()
     for module, training in zip(network.modules(), modes, strict=True):
         module.training = training
-    off = size = 0.0
-    for a, b in zip(leaves(given), leaves(wanted), strict=True):
-        if isinstance(a, Tensor) and a.is_floating_point():
-            if a.shape != b.shape:
-                raise ArgumentError(
-                    f"the pruned network gives an output of shape {tuple(a.shape)}, the original {tuple(b.shape)}"
-                )
-            off += float((a.double() - b.double()).square().sum())
-            size += float(b.double().square().sum())
-    return math.sqrt(off / size) if size else math.sqrt(off)
+    return output_error(given, wanted)
 
 
 def _score(evaluate: Callable[[nn.Module], float] | None, network: fx.GraphModule) -> float | None:

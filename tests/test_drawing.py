@@ -283,3 +283,16 @@ def test_wrong_arguments(tmp_path: Path) -> None:
             fxprune.draw(deps, tmp_path / "g.svg", columns=columns)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="depth must be an integer of at least 1"):
         fxprune.draw(deps, tmp_path / "g.svg", depth=0)
+
+
+@pytest.mark.parametrize(("names", "shown"), [(("long" * 12, "last"), "… last"), (("a", "long" * 20), "…")])
+def test_a_band_says_the_end_of_a_name_that_is_too_long(names: tuple[str, str], shown: str) -> None:
+    model: nn.Module = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(3)))
+    for name in reversed(names):
+        outer = nn.Sequential()
+        outer.add_module(name, model)
+        outer.add_module("end", nn.ReLU())
+        model = outer
+    figure = picture(Scene.of(DependencyGraph.from_model(model.eval(), torch.zeros(1, 4, 2, 2)), explain=False))
+    _check(figure)
+    assert shown in [text.get_text() for text in figure.axes[0].texts]

@@ -298,7 +298,12 @@ def test_the_keyboard_reaches_everything(drawn: Callable[[str], Drawn], show: Ca
     for _ in range(10):
         tab.keyboard.press("Tab")
         seen.append(tab.evaluate(here))
-    assert seen[:9] == ["INPUT", "fold", "unfold", "unfold-all", "x", "zoom-out", "zoom-in", "fit", "panel"]
+    assert seen[:9] == ["INPUT", "fold", "unfold", "unfold-all", "x", "zoom-out", "zoom-in", "fit", "keys"]
+    tab.keyboard.press("Shift+Tab")
+    tab.keyboard.press("Enter")
+    assert tab.locator(".fxg-keys").is_visible()
+    tab.keyboard.press("Escape")
+    assert not tab.locator(".fxg-keys").is_visible()
     tab.focus("[data-name=x]")
     keys = ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp", "ArrowDown")
     walked = [(tab.keyboard.press(key), tab.evaluate(here))[1] for key in keys]

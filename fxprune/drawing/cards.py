@@ -132,6 +132,6 @@ def _split(shared: Sequence[tuple[str, ...]], first: int, end: int, prefix: tupl
             inner = _split(shared, row, stop, path) if stop - row > _TALL else []
             deep = sum(band.last - band.first + 1 for _, band in inner)
             fine = inner and 2 * deep > stop - row and deep >= 2 * len(inner)
-            found += inner if fine else [(".".join(path), Band(row, stop - 1))]
+            found += inner if fine else [(".".join(_common(shared[row:stop])), Band(row, stop - 1))]
         row = stop
     return found

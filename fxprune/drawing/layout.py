@@ -299,16 +299,23 @@ class _Drawn:
         foot, head = (start.x, self.bottom[start.row]), (end.x, self.top[end.row])
         return foot, (start.x, low), (side, low), (side, high), (end.x, high), head
 
+    def _reach(self, first: int, last: int) -> tuple[float, float]:
+        """How far what stands in some rows reaches, with some room."""
+        items = [self.graph.items[i] for row in self.graph.rows[first : last + 1] for i in row]
+        pad = self.known.padding
+        left = min(item.x - item.width / 2 for item in items) - pad
+        return left, max(item.x + item.width / 2 for item in items) + pad
+
     def _bands(self) -> tuple[tuple[Rect, ...], ...]:
         found = []
         for band in self.known.bands:
             parts = []
-            for column, (begin, end) in enumerate(zip(self.begins, self.ends, strict=True)):
+            for begin, end in zip(self.begins, self.ends, strict=True):
                 first, last = max(band.first, begin), min(band.last, end - 1)
                 if first <= last:
                     top = self.top[first + self.shift[first]] - self.known.title
                     bottom = self.bottom[last + self.shift[last]] + self.known.padding
-                    width = self.right[column] - self.left[column]
-                    parts.append(Rect(self.left[column], top, width, bottom - top))
+                    left, right = self._reach(first + self.shift[first], last + self.shift[last])
+                    parts.append(Rect(left, top, right - left, bottom - top))
             found.append(tuple(parts))
         return tuple(found)

@@ -70,6 +70,13 @@ def _channels(numbers: tuple[int, int]) -> str:
     return str(numbers[0]) if numbers[0] == numbers[1] else f"{numbers[0]} → {numbers[1]}"
 
 
+def _ending(name: str, size: float, width: float) -> str:
+    """The end of a module's name that fits; the cards below it say the whole."""
+    parts = name.split(".")
+    shown = (f"… {'.'.join(parts[first:])}" if first else name for first in range(len(parts)))
+    return next((text for text in shown if text_width(text, size, bold=True) <= width), "…")
+
+
 class _Full:
     """A layer or a folded module: its name, what it is, and a bar of its channels."""
 
@@ -196,7 +203,7 @@ class _Sheet:
             for part in parts:
                 rect = moved(part)
                 canvas.box(rect, Ink(_BAND, "#e3e7ed", 0.6, 0), 5.0)
-                line = wrapped(name, 6.5, rect.width - 12, bold=True)[0]
+                line = _ending(name, 6.5, rect.width - 12)
                 under = Rect(rect.x + 4, rect.y + 3, text_width(line, 6.5, bold=True) + 4, 9)
                 canvas.box(under, Ink(_BAND, layer=2), 0.0)
                 canvas.text((rect.x + 6, rect.y + 9.5), line, 6.5, _FAINT, bold=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Batch", "Runner", "as_batches", "that_fit"]
+__all__ = ["Batch", "Runner", "as_batches", "output_error", "that_fit"]
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -154,3 +155,21 @@ def that_fit(gm: fx.GraphModule, batches: list[Batch], limit: int) -> list[Batch
 
     runner.advance(seen=measure)
     return batches[: max(1, limit // max(1, most))]
+
+
+def output_error(given: list[Any], wanted: list[Any]) -> float:
+    """The norm of the difference of all floating-point outputs, divided by that of the outputs wanted.
+
+    Raises:
+        ArgumentError: They have other shapes.
+    """
+    off = size = 0.0
+    for a, b in zip(leaves(given), leaves(wanted), strict=True):
+        if isinstance(a, Tensor) and a.is_floating_point():
+            if a.shape != b.shape:
+                raise ArgumentError(
+                    f"the pruned network gives an output of shape {tuple(a.shape)}, the original {tuple(b.shape)}"
+                )
+            off += float((a.double() - b.double()).square().sum())
+            size += float(b.double().square().sum())
+    return math.sqrt(off / size) if size else math.sqrt(off)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["rescale"]
+__all__ = ["rescale", "statistics"]
 
 import torch
 from torch import Tensor
@@ -20,11 +20,11 @@ _CONSTANT = 1e-6
 def rescale(stop: Stop) -> None:
     """Give each output channel of a layer the mean and the variance that it should have, in place."""
     layer = stop.chain.contraction
-    mean, variance = _statistics(
+    mean, variance = statistics(
         [layer.module(x) for x in stop.inputs],
         layer.channel_dim,
     )
-    wanted_mean, wanted_variance = _statistics(stop.wanted, layer.channel_dim)
+    wanted_mean, wanted_variance = statistics(stop.wanted, layer.channel_dim)
     floor = _CONSTANT * (wanted_variance + wanted_mean.square()).mean()
     varies = (variance > floor) & (wanted_variance > floor)
     scale = torch.where(varies, (wanted_variance / variance).sqrt().clamp(max=_MOST), 1.0)
@@ -35,7 +35,7 @@ def rescale(stop: Stop) -> None:
     stop.chain.shift(wanted_mean - scale * (mean - bias) - bias)
 
 
-def _statistics(values: list[Tensor], dim: int) -> tuple[Tensor, Tensor]:
+def statistics(values: list[Tensor], dim: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel over several values, in float64."""
     flat = [value.double().movedim(dim, 0).flatten(1) for value in values]
     count = sum(value.shape[1] for value in flat)
