@@ -20,6 +20,7 @@ from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError, nearest_names
 from fxprune.gradual import cubic
+from fxprune.plan import ChannelPlan
 from fxprune.planning import plan_channels
 from fxprune.ratios import Ratio, wanted_ratios, whole_number
 from fxprune.records import numbers
@@ -62,10 +63,12 @@ class IterativePruning:
     Attributes:
         network: The network after the last round, tuned.
         rounds: The rounds, that of the model as given first.
+        plans: What the rounds removed, in their order: what :func:`fxprune.save_pruned` needs beside the network.
     """
 
     network: nn.Module
     rounds: tuple[PruningRound, ...]
+    plans: tuple[ChannelPlan, ...] = ()
 
 
 def prune_iteratively(
@@ -164,11 +167,13 @@ def prune_iteratively(
             on_round(history[-1], network)
 
     network = model
+    plans: list[ChannelPlan] = []
     report(0, network)
     for number in range(1, rounds + 1):
         step = target.step(deps, (number - 1) / rounds, number / rounds)
         if step is not None:
-            network = plan_channels(deps, criterion=criterion, **step, **options).apply(network)
+            plans.append(plan_channels(deps, criterion=criterion, **step, **options))
+            network = plans[-1].apply(network)
         elif network is model:
             network = copy.deepcopy(model)
         network = tune(network)
@@ -176,7 +181,7 @@ def prune_iteratively(
             raise ArgumentTypeError(f"tune must return the network that it trained, not {type(network).__name__}")
         deps = _analysed(network, example_inputs, heads)
         report(number, network)
-    return IterativePruning(network, tuple(history))
+    return IterativePruning(network, tuple(history), tuple(plans))
 
 
 def _analysed(model: nn.Module, example_inputs: Example, heads: bool) -> DependencyGraph:

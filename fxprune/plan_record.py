@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["example_from", "plan_from_record", "plan_record"]
+__all__ = ["example_from", "plan_from_step", "plan_record", "steps_of"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,25 +26,38 @@ _VERSION = 1
 _SHOWN = 3
 
 
-def plan_record(plan: ChannelPlan) -> dict[str, Any]:
-    """A plan in the types of JSON.
+def plan_record(plans: Sequence[ChannelPlan]) -> dict[str, Any]:
+    """Plans that were carried out one after another, in the types of JSON.
 
     Args:
-        plan: What :func:`fxprune.plan_channels` returns.
+        plans: What :func:`fxprune.plan_channels` returned, each for the network that the one before it made.
 
     Returns:
-        ``shapes``: every parameter and buffer of the network that the plan is for, before pruning. ``kept``: lists of
-        indices, each list once. ``cuts``: for each tensor that changes, its dimensions, and which of the lists each
-        keeps; ``groups`` above 1 says that the list holds the columns of that many blocks, one block after another.
-        ``inputs``: the shapes and values that the network was traced with, or None where they cannot be written down.
+        ``inputs``: the shapes and values that the first network was traced with, or None where they cannot be written
+        down. ``steps``: for each plan, ``shapes`` of every parameter and buffer before it; ``kept``: lists of indices,
+        each list once; ``cuts``: for each tensor that changes, its dimensions, and which of the lists each keeps, where
+        ``groups`` above 1 says that the list holds the columns of that many blocks, one block after another; and
         ``heads``: whether attentions lose whole heads.
 
     Raises:
-        ArgumentTypeError: Something else than a plan.
-        ArgumentError: The plan puts channels into another order, which leaves every shape as it was.
+        ArgumentTypeError: Something else than plans.
+        ArgumentError: There is no plan, or one puts channels into another order, which leaves every shape as it was.
     """
-    if not isinstance(plan, ChannelPlan):
-        raise ArgumentTypeError(f"a ChannelPlan is written down, not a {type(plan).__name__}")
+    if not all(isinstance(plan, ChannelPlan) for plan in plans):
+        kinds = ", ".join(type(plan).__name__ for plan in plans)
+        raise ArgumentTypeError(f"what is written down is a ChannelPlan or several, not {kinds}")
+    if not plans:
+        raise ArgumentError("there is no plan to write down")
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "network": plans[0].gm.__class__.__name__,
+        "inputs": _inputs(plans[0].gm),
+        "steps": [_step(plan) for plan in plans],
+    }
+
+
+def _step(plan: ChannelPlan) -> dict[str, Any]:
     if plan.place is not None:
         raise ArgumentError(
             "a plan that sorts channels has no record: the sorted network has the shapes of its original, so that its "
@@ -59,36 +72,51 @@ def plan_record(plan: ChannelPlan) -> dict[str, Any]:
             if number == len(kept):
                 kept.append(index.tolist())
             cuts.setdefault(name, []).append({"dim": axis.dim, "groups": axis.groups, "kept": number})
-    return {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "network": plan.gm.__class__.__name__,
-        "heads": _by_heads(plan),
-        "inputs": _inputs(plan.gm),
-        "shapes": {name: list(shape) for name, shape in _shapes(plan.gm).items()},
-        "cuts": cuts,
-        "kept": kept,
-    }
+    shapes = {name: list(shape) for name, shape in _shapes(plan.gm).items()}
+    return {"heads": _by_heads(plan), "shapes": shapes, "cuts": cuts, "kept": kept}
 
 
-def plan_from_record(deps: DependencyGraph, record: Mapping[str, Any], source: str = "the record") -> ChannelPlan:
-    """The plan that a record describes, for a network of the same code.
-
-    Nothing in the record is believed: the kept channels go through the second reading like those of a new plan, and
-    what it finds must be what the record says, index by index.
+def steps_of(record: Any, source: str) -> list[Any]:
+    """The steps of a record, in their order.
 
     Args:
-        deps: The dependency graph of the network before pruning; weights do not matter.
         record: What :func:`plan_record` returned.
         source: What errors call the record, such as the name of its file.
 
     Raises:
-        ArgumentError: It is no record, or one for a network of other tensors or shapes, or keeps channels that this
+        ArgumentError: It is no record, or one of another version.
+    """
+    if not isinstance(record, Mapping) or record.get("format") != _FORMAT:
+        raise ArgumentError(f"{source} is no record of a plan: its format is not {_FORMAT!r}")
+    if record.get("version") != _VERSION:
+        raise ArgumentError(
+            f"{source} is a record of version {record.get('version')!r}, and this fxprune reads version {_VERSION}; "
+            "read it with the fxprune that wrote it"
+        )
+    steps = record.get("steps")
+    if not isinstance(steps, list) or not steps:
+        raise ArgumentError(f"{source} is damaged: it has no steps; save the network again")
+    return steps
+
+
+def plan_from_step(deps: DependencyGraph, step: Any, source: str) -> ChannelPlan:
+    """The plan that a step of a record describes, for a network of the same code.
+
+    Nothing in it is believed: the kept channels go through the second reading like those of a new plan, and
+    what it finds must be what the step says, index by index.
+
+    Args:
+        deps: The dependency graph of the network before the step; weights do not matter.
+        step: One of the steps that :func:`plan_record` wrote down.
+        source: What errors call the record, such as the name of its file.
+
+    Raises:
+        ArgumentError: It is damaged, or for a network of other tensors or shapes, or removes channels that this
             network cannot do without.
     """
-    shapes, cuts = _parsed(record, source)
+    shapes, cuts = _parsed(step, source)
     _check_shapes(deps.gm, shapes, source)
-    deps = deps.whole_heads() if record.get("heads") else deps
+    deps = deps.whole_heads() if step.get("heads") else deps
     structure = deps.structure
     recorder = structure.recorder
     stays, goes = np.zeros((2, structure.units), dtype=bool)
@@ -194,21 +222,14 @@ def _value(spec: Any, device: torch.device) -> Any:
     return items if "list" in spec else tuple(items)
 
 
-def _parsed(record: Mapping[str, Any], source: str) -> tuple[dict[str, tuple[int, ...]], dict[Axis, IntArray]]:
+def _parsed(step: Any, source: str) -> tuple[dict[str, tuple[int, ...]], dict[Axis, IntArray]]:
     """The shapes and the cuts, each index being in range and there once."""
-    if not isinstance(record, Mapping) or record.get("format") != _FORMAT:
-        raise ArgumentError(f"{source} is no record of a plan: its format is not {_FORMAT!r}")
-    if record.get("version") != _VERSION:
-        raise ArgumentError(
-            f"{source} is a record of version {record.get('version')!r}, and this fxprune reads version {_VERSION}; "
-            "read it with the fxprune that wrote it"
-        )
     try:
-        shapes = {str(name): tuple(map(int, shape)) for name, shape in record["shapes"].items()}
-        lists = [np.array(index, dtype=np.int64).reshape(-1) for index in record["kept"]]
+        shapes = {str(name): tuple(map(int, shape)) for name, shape in step["shapes"].items()}
+        lists = [np.array(index, dtype=np.int64).reshape(-1) for index in step["kept"]]
         cuts = {
             Axis(str(name), int(cut["dim"]), int(cut["groups"])): lists[cut["kept"]]
-            for name, axes in record["cuts"].items()
+            for name, axes in step["cuts"].items()
             for cut in axes
         }
         for axis, index in cuts.items():

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from fxprune.capture import Example
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError
 from fxprune.files import make_folder, written
+from fxprune.nested import modules_by_name
 from fxprune.plan import ChannelPlan
-from fxprune.plan_record import example_from, plan_from_record, plan_record
+from fxprune.plan_record import example_from, plan_from_step, plan_record, steps_of
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -31,7 +32,7 @@ _METADATA = "fxprune"
 _SHOWN = 3
 
 
-def save_pruned(network: nn.Module, plan: ChannelPlan, folder: str | os.PathLike[str]) -> None:
+def save_pruned(network: nn.Module, plan: ChannelPlan | Sequence[ChannelPlan], folder: str | os.PathLike[str]) -> None:
     """Write a pruned network to a folder, without pickling anything.
 
     ``weights.safetensors`` holds its ``state_dict``, which any program that knows the format can read. ``plan.json``
@@ -40,7 +41,8 @@ def save_pruned(network: nn.Module, plan: ChannelPlan, folder: str | os.PathLike
 
     Args:
         network: What ``plan.apply`` returned, fine-tuned or not, on any device and of any dtype.
-        plan: The plan.
+        plan: The plan; or several in their order, where a network was pruned again and again, such as the ``plans`` of
+            :func:`fxprune.prune_iteratively`.
         folder: Made if it is not there; files of an earlier call are replaced once the new ones are complete.
 
     Raises:
@@ -55,12 +57,13 @@ def save_pruned(network: nn.Module, plan: ChannelPlan, folder: str | os.PathLike
     """
     if not isinstance(network, nn.Module):
         raise ArgumentTypeError(f"save_pruned needs the pruned nn.Module, not a {type(network).__name__}")
-    record = plan_record(plan)
+    plans = (plan,) if isinstance(plan, ChannelPlan) else tuple(plan)
+    record = plan_record(plans)
     state = network.state_dict()
-    _check_state(network, state, plan)
+    _check_state(network, state, plans[-1])
     tensors, shared = _separate(state)
     out = make_folder(folder)
-    text = _dumped(record)
+    text = _dumped(record) + "\n"
     # One entry, as safetensors writes several in any order and the same network shall give the same bytes.
     metadata = {_METADATA: json.dumps({"plan": _digest(record), "shared": shared}, sort_keys=True)}
     with written(out / WEIGHTS_FILE) as weights, written(out / PLAN_FILE) as record_file:
@@ -99,45 +102,43 @@ def load_pruned(
     if device.type == "meta":
         raise ArgumentError(f"{type(model).__name__} is on the meta device: make it on the device where it shall run")
     path = Path(folder) / PLAN_FILE
-    record = _read_record(path)
+    record = _read_json(path)
+    steps = steps_of(record, f"'{path}'")
     if example_inputs is None:
         example_inputs = example_from(record, device)
     if example_inputs is None:
         raise ArgumentError(f"'{path}' cannot say what the network was traced with: give example_inputs")
-    plan = plan_from_record(DependencyGraph.from_model(model, example_inputs), record, f"'{path}'")
-    network = plan.apply(model)
-    _load_weights(network, Path(folder) / WEIGHTS_FILE, _digest(record))
+    network = model
+    for step in steps:
+        plan = plan_from_step(DependencyGraph.from_model(network, example_inputs), step, f"'{path}'")
+        network = plan.apply(network)
+    assert isinstance(network, fx.GraphModule)
+    _load_weights(network, plan, Path(folder) / WEIGHTS_FILE, _digest(record))
     return network
 
 
-def _dumped(record: Mapping[str, Any]) -> str:
+def _dumped(value: Any, depth: int = 4, pad: str = "\n") -> str:
     """JSON with a line for each tensor and each list of indices, so that it can be read and compared."""
-    parts = []
-    for key, value in record.items():
-        text = json.dumps(value)
-        if isinstance(value, dict) and value:
-            rows = [f"{json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()]
-            text = "{\n    " + ",\n    ".join(rows) + "\n  }"
-        elif isinstance(value, list) and value:
-            text = "[\n    " + ",\n    ".join(json.dumps(item) for item in value) + "\n  ]"
-        parts.append(f"  {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+    if not depth or not value or not isinstance(value, dict | list):
+        return json.dumps(value)
+    inner = pad + " "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_dumped(item, depth - 1, inner)}" for key, item in value.items()]
+        return "{" + inner + ("," + inner).join(items) + pad + "}"
+    return "[" + inner + ("," + inner).join(_dumped(item, depth - 1, inner) for item in value) + pad + "]"
 
 
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArgumentError(f"there is no '{path}'; save_pruned(network, plan, folder) writes one") from None
     except (OSError, ValueError) as error:
         raise ArgumentError(f"'{path}' cannot be read as JSON: {error}; save the network again") from error
-    if not isinstance(record, dict):
-        raise ArgumentError(f"'{path}' holds no record of a plan but a {type(record).__name__}")
-    return record
 
 
 def _check_state(network: nn.Module, state: Mapping[str, Any], plan: ChannelPlan) -> None:
@@ -157,11 +158,23 @@ def _check_state(network: nn.Module, state: Mapping[str, Any], plan: ChannelPlan
                 shape[axis.dim] = len(index) // axis.groups
             wanted[name] = tuple(shape)
     _compare(
-        wanted,
+        wanted | _new_biases(plan.gm, plan, set(state) - set(wanted)),
         {name: tuple(value.shape) for name, value in state.items()},
         f"this {type(network).__name__} is not the network that the plan makes",
         "give what plan.apply(model) returned, without a wrapper around it",
     )
+
+
+def _new_biases(network: nn.Module, plan: ChannelPlan, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Those of the names that are biases of layers which had none, with their shapes: pruning may have made them."""
+    modules = modules_by_name(network)
+    found: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        layer = plan.layers.get(owner)
+        if attribute == "bias" and layer is not None and modules[owner]._parameters.get("bias", ...) is None:
+            found[name] = (layer.size[1] if layer.outputs is None else len(layer.outputs),)
+    return found
 
 
 def _compare(
@@ -192,7 +205,7 @@ def _separate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     return tensors, shared
 
 
-def _load_weights(network: fx.GraphModule, path: Path, digest: str) -> None:
+def _load_weights(network: fx.GraphModule, plan: ChannelPlan, path: Path, digest: str) -> None:
     """Put the saved values into the network, in the saved dtypes."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -206,13 +219,19 @@ def _load_weights(network: fx.GraphModule, path: Path, digest: str) -> None:
         raise ArgumentError(f"'{path}' cannot be read as safetensors: {error}; save the network again") from error
     if known.get("plan", digest) != digest:
         raise ArgumentError(f"'{path}' was not written together with the plan beside it; save the network again")
-    state = network.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    biases = _new_biases(network, plan, set(names) - set(wanted))
     _compare(
-        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        wanted | biases,
         {name: tuple(values[source].shape) for name, source in names.items()},
         f"'{path}' does not hold the weights of the pruned {type(network).__name__}",
         "save the network again",
     )
+    for name in biases:
+        owner = network.get_submodule(name.rpartition(".")[0])
+        weight, bias = owner.get_parameter("weight"), values[names[name]]
+        owner.register_parameter("bias", nn.Parameter(bias.to(weight.device), weight.requires_grad))
+    state = network.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():  # these share the network's memory, and know nothing of its gradients
             value = values[names[name]]

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from networks import images
+from networks import Net, images
 from torch import nn
+from torch.nn import functional as F
 
 from fxprune import DependencyGraph, plan_channels, profile, verify
 from fxprune.allocation import Budget
@@ -104,7 +105,7 @@ def full_report() -> Report:
     )
 
 
-@pytest.mark.parametrize("name", ["residual", "channel_shuffle", "fused_attention", "shared_block", "crelu"])
+@pytest.mark.parametrize("name", ["residual", "channel_shuffle", "fused_attention", "shared_block", "prelu"])
 def test_the_figures_are_those_of_the_library(name: str) -> None:
     model, inputs, plan, report = of_zoo(name)
     small = plan.apply(model)
@@ -132,6 +133,15 @@ def test_the_figures_are_those_of_the_library(name: str) -> None:
     assert removed == int((~plan.kept).sum())
     assert data["asked"] == {"ratio": 0.5}
     assert data["graph"]["planned"]
+
+
+def test_a_function_counts_for_the_layer_whose_weight_it_reads() -> None:
+    model = Net(lambda m, x: F.linear(m.b(m.a(x)).mean((2, 3)), m.h.weight, m.h.bias)).eval()
+    plan = plan_channels(DependencyGraph.from_model(model, images()), 0.5)
+    rows = {row.name: row for row in plan_report(model, plan, images(), latency=False).layers}
+    assert list(rows) == ["a", "b", "h"]
+    assert rows["h"].macs == (2 * 6 * 5, 2 * 3 * 5)
+    assert rows["h"].parameters == (6 * 5 + 5, 3 * 5 + 5)
 
 
 def test_json_holds_everything_and_nothing_but_json() -> None:

@@ -13,7 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from fxprune import DependencyGraph, finalize, load_pruned, plan_channels, prune_weights, save_pruned
+from fxprune import (
+    DependencyGraph,
+    finalize,
+    load_pruned,
+    plan_channels,
+    plan_dead_channels,
+    prune_iteratively,
+    prune_weights,
+    save_pruned,
+)
 from fxprune.errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from fxprune.models import VGG, randomize
 from fxprune.models.zoo import ZOO, example_inputs
@@ -82,10 +91,11 @@ def test_the_files_are_plain_data(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "weights.safetensors"]
     record = json.loads((folder / "plan.json").read_text())
     assert record["inputs"] == {"x": {"tensor": [2, 3, 32, 32], "dtype": "float32"}}
+    (step,) = record["steps"]
     weights = load_file(folder / "weights.safetensors")
-    for name, cuts in record["cuts"].items():
+    for name, cuts in step["cuts"].items():
         for cut in cuts:
-            assert weights[name].shape[cut["dim"]] == len(record["kept"][cut["kept"]])
+            assert weights[name].shape[cut["dim"]] == len(step["kept"][cut["kept"]])
     modes = {path.stat().st_mode for path in folder.iterdir()}
     assert len(modes) == 1  # whoever may read the one may read the other
 
@@ -168,14 +178,50 @@ def test_what_fine_tuning_changed_comes_back_and_can_be_trained_on(tmp_path: Pat
     assert all(p.grad is not None for p in again.parameters())
 
 
-def test_a_network_that_was_pruned_twice_comes_back_in_two_steps(tmp_path: Path) -> None:
+def test_a_network_that_was_pruned_again_comes_back_with_all_its_plans(tmp_path: Path) -> None:
     model, inputs = vgg(), images(height=32, width=32)
     once, first = pruned(model, inputs)
     twice, second = pruned(once, inputs)
-    save_pruned(once, first, tmp_path / "1")
-    save_pruned(twice, second, tmp_path / "2")
-    again = load_pruned(load_pruned(vgg(), tmp_path / "1"), tmp_path / "2")
-    assert torch.equal(twice(inputs), again(inputs))
+    save_pruned(twice, [first, second], tmp_path)
+    assert torch.equal(twice(inputs), load_pruned(vgg(), tmp_path)(inputs))
+    save_pruned(twice, second, tmp_path)
+    assert torch.equal(twice(inputs), load_pruned(once, tmp_path)(inputs))
+    with pytest.raises(ArgumentError, match="made for another network"):
+        load_pruned(vgg(), tmp_path)
+    with pytest.raises(ArgumentError, match="there is no plan"):
+        save_pruned(twice, [], tmp_path)
+
+
+def test_what_was_pruned_in_rounds_comes_back(tmp_path: Path) -> None:
+    inputs = images(height=32, width=32)
+    result = prune_iteratively(vgg(), inputs, lambda network: network, ratio=0.5, rounds=2)
+    assert len(result.plans) == 2
+    save_pruned(result.network, result.plans, tmp_path)
+    assert torch.equal(result.network(inputs), load_pruned(vgg(), tmp_path)(inputs))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_dead_channels_leave_constants_that_come_back(bias: bool, tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 6, 1, bias=bias), "h": nn.Linear(6, 5)}
+        return randomize(Net(lambda m, x: m.h(m.b(m.a(x).relu()).mean((2, 3))), **layers)).eval()
+
+    model = network()
+    with torch.no_grad():
+        model.a.weight[2:5] = 0
+        model.a.bias[2:5] = 1  # so that the next layer sees a constant
+    plan = plan_dead_channels(DependencyGraph.from_model(model, images()))
+    small = plan.apply(model)
+    assert small.b.bias is not None
+    assert small.b.weight.shape[1] == 5
+    save_pruned(small, plan, tmp_path)
+    again = load_pruned(network(), tmp_path)
+    assert torch.equal(small(images()), again(images()))
+    assert again.b.bias.requires_grad
+    weights = load_file(tmp_path / "weights.safetensors")
+    save_file({**weights, "b.bias": torch.ones(4)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ArgumentError, match=r"'b.bias' is of shape \(4,\) where \(6,\) is wanted"):
+        load_pruned(network(), tmp_path)
 
 
 def test_nested_inputs_and_arguments_that_are_no_tensors(tmp_path: Path) -> None:
@@ -254,18 +300,26 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r["kept"][0].append(10**6), "distinct indices below"),
-        (lambda r: r["kept"][0].append(r["kept"][0][0]), "distinct indices below"),
-        (lambda r: r["kept"].__setitem__(0, []), "distinct indices below"),
-        (lambda r: r["kept"].__setitem__(0, "abc"), "is damaged"),
-        (lambda r: r.pop("cuts"), "is damaged: KeyError"),
+        (lambda r: r["steps"][0]["kept"][0].append(10**6), "distinct indices below"),
+        (lambda r: r["steps"][0]["kept"][0].append(r["steps"][0]["kept"][0][0]), "distinct indices below"),
+        (lambda r: r["steps"][0]["kept"].__setitem__(0, []), "distinct indices below"),
+        (lambda r: r["steps"][0]["kept"].__setitem__(0, "abc"), "is damaged"),
+        (lambda r: r["steps"][0].pop("cuts"), "is damaged: KeyError"),
+        (lambda r: r.pop("steps"), "it has no steps"),
+        (lambda r: r.update(steps=[7]), "is damaged"),
         (lambda r: r.update(format="other"), "no record of a plan"),
         (lambda r: r.update(version=99), "this fxprune reads version 1"),
         (lambda r: r.update(inputs={"x": {"tensor": [2, 3, 32, 32], "dtype": "load"}}), "cannot be understood"),
-        (lambda r: r["cuts"].pop("backbone.bn0.weight"), "ties to channels which stay"),
-        (lambda r: r["kept"][0].reverse(), "keeps other indices"),
-        (lambda r: r["cuts"].update({"classifier.bias": [{"dim": 0, "groups": 1, "kept": -1}]}), "is damaged|cannot"),
-        (lambda r: r["cuts"]["backbone.conv0.weight"].append({"dim": 2, "groups": 1, "kept": 0}), "is damaged|cuts"),
+        (lambda r: r["steps"][0]["cuts"].pop("backbone.bn0.weight"), "ties to channels which stay"),
+        (lambda r: r["steps"][0]["kept"][0].reverse(), "keeps other indices"),
+        (
+            lambda r: r["steps"][0]["cuts"].update({"classifier.bias": [{"dim": 0, "groups": 1, "kept": -1}]}),
+            "is damaged|cannot",
+        ),
+        (
+            lambda r: r["steps"][0]["cuts"]["backbone.conv0.weight"].append({"dim": 2, "groups": 1, "kept": 0}),
+            "is damaged|cuts",
+        ),
     ],
 )
 def test_a_record_is_not_believed(change: Any, message: str, tmp_path: Path) -> None:

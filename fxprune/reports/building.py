@@ -6,7 +6,7 @@ __all__ = ["PlanFacts", "now", "plan_facts", "plan_report", "profiles"]
 
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, TypedDict
@@ -159,18 +159,20 @@ def _layers(plan: ChannelPlan, deps: DependencyGraph, scene: Scene) -> tuple[Lay
             blocks.setdefault(block.name, block)
             order.setdefault(block.name, place)
     costs = Costs.of(deps)
-    macs = _pairs(costs.layers, costs.macs_by_layer(), costs.macs_by_layer(plan.kept))
-    parameters = _pairs(costs.layers, costs.parameters_by_layer(), costs.parameters_by_layer(plan.kept))
+    readers = _readers(plan)
+    names = [readers.get(name, name) for name in costs.layers]
+    macs = _pairs(names, costs.macs_by_layer(), costs.macs_by_layer(plan.kept))
+    parameters = _pairs(names, costs.parameters_by_layer(), costs.parameters_by_layer(plan.kept))
     makers = {name for group in deps.groups for name in group.producers}
     rows = []
     for name, layer in plan.layers.items():
         role = "maker" if name in makers else "follower"
         widths = {"inputs": _widths(layer, 0), "outputs": _widths(layer, 1)}
         rows.append((name, role, widths, why_whole(deps, name, layer)))
-    # What has no channels of its own and computes a lot: a product of two activations.
+    # What has no channels of its own and computes a lot, as a product of two activations, or has weights all the same.
     least = _NOTEWORTHY * costs.macs()
     for name, (before, _) in macs.items():
-        if name not in plan.layers and before > least:
+        if name not in plan.layers and (before > least or parameters[name][0]):
             found = blocks.get(name, Block(name, "operator", "operator"))
             rows.append((name, "operator", {"inputs": found.inputs, "outputs": found.outputs}, ""))
     rows.sort(key=lambda row: order.get(row[0], len(order)))
@@ -189,7 +191,18 @@ def _layers(plan: ChannelPlan, deps: DependencyGraph, scene: Scene) -> tuple[Lay
     )
 
 
-def _pairs(names: tuple[str, ...], before: Any, after: Any) -> dict[str, tuple[int, int]]:
+def _readers(plan: ChannelPlan) -> dict[str, str]:
+    """By the name of a node that computes with a layer's weight in place of calling the layer, that layer."""
+    found = {}
+    for node in plan.gm.graph.find_nodes(op="get_attr"):
+        target = str(node.target)
+        layer = next((name for name in (target, target.rpartition(".")[0]) if name in plan.layers), None)
+        if layer is not None:
+            found.update(dict.fromkeys((user.name for user in node.users if user.op != "call_module"), layer))
+    return found
+
+
+def _pairs(names: Sequence[str], before: Any, after: Any) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for name, a, b in zip(names, before.tolist(), after.tolist(), strict=True):
         x, y = found.get(name, (0, 0))

@@ -62,6 +62,7 @@ def report_html(report: Report) -> str:
         widest=max((row.outputs[0] for row in report.layers if not row.stays), default=1),
         followers=sum(row.role == "follower" for row in report.layers),
         reasons=_reasons(report),
+        inexact=_turned(report.inexact),
         curves=_curves(report),
         training=_training(report.networks),
         histograms={title: [charts.histogram_panel(h) for h in found] for title, found in report.histograms.items()},
@@ -114,12 +115,14 @@ def _plainly(value: Any) -> str:
 
 def _reasons(report: Report) -> dict[str, list[str]]:
     """What stayed, by what holds it."""
+    return _turned({row.name: row.stays for row in report.layers if row.stays} | dict(report.untouched))
+
+
+def _turned(texts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names by what is said of them."""
     found: dict[str, list[str]] = {}
-    for row in report.layers:
-        if row.stays:
-            found.setdefault(row.stays, []).append(row.name)
-    for name, reason in report.untouched.items():
-        found.setdefault(reason, []).append(name)
+    for name, text in texts.items():
+        found.setdefault(text, []).append(name)
     return found
 
 
