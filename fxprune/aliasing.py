@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["copied", "writes", "written_later"]
+__all__ = ["copied", "shares", "writes", "written_later"]
 
 from collections.abc import Callable
 from functools import cache
@@ -57,8 +57,8 @@ def written_later(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
     pending = [node]
     while pending:
         found = pending.pop()
-        others = [user for user in found.users if _shares(user, module)]
-        if _shares(found, module):
+        others = [user for user in found.users if shares(user, module)]
+        if shares(found, module):
             others += found.all_input_nodes[:1]
         pending += [other for other in others if other not in sharing]
         sharing.update(others)
@@ -77,8 +77,13 @@ def copied(node: fx.Node) -> bool:
     return False
 
 
-def _shares(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
-    """Whether the result may be a view of what a node is given, or that itself."""
+def shares(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
+    """Whether the result may be a view of what a node is given first, or that itself.
+
+    Args:
+        node: Any node.
+        module: From a name to the submodule.
+    """
     if node.op in ("placeholder", "get_attr", "output"):
         return False
     if not any(isinstance(leaf, Tensor) for leaf in leaves(node.meta["val"])):

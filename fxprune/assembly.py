@@ -116,8 +116,10 @@ def append_node(
     type_expr: Any = None,
 ) -> fx.Node:
     """What ``graph.create_node`` does, for arguments that hold no symbolic sizes, which that goes through them for."""
-    names = graph._graph_namespace
-    chosen = names.create_name(graph._target_to_str(target) if name is None else name, None)
+    if name is None:  # of a path in lower case it would become the same by way of regular expressions
+        plain = type(target) is str and target.islower() and target[0] != "_"
+        name = target.replace(".", "_") if plain else graph._target_to_str(target)
+    chosen = graph._graph_namespace.create_name(name, None)
     return _placed(graph, fx.Node(graph, chosen, op, target, args, kwargs, type_expr))
 
 

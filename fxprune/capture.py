@@ -119,7 +119,9 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
 
 
 def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModule:
-    graph.eliminate_dead_code(lambda node: _has_effect(node, tracer.modules))
+    for node in reversed(graph.nodes):
+        if not node.users and not _has_effect(node, tracer.modules):
+            graph.erase_node(node)
     inputs = graph.find_nodes(op="placeholder")
     with graph.inserting_after(inputs[-1]) if inputs else nullcontext():
         for node in reversed(inputs):
@@ -161,10 +163,10 @@ def adopt(gm: nn.Module, model: nn.Module, taken: Callable[[Any], Any] = lambda 
         taken: What is taken of each; by default itself.
     """
     for name, parameter in model._parameters.items():
-        if parameter is not None and not hasattr(gm, name):
+        if parameter is not None and name not in gm._parameters and not hasattr(gm, name):
             gm.register_parameter(name, taken(parameter))
     for name, buffer in model._buffers.items():
-        if buffer is not None and not hasattr(gm, name):
+        if buffer is not None and name not in gm._buffers and not hasattr(gm, name):
             gm.register_buffer(name, taken(buffer), name not in model._non_persistent_buffers_set)
     for name, child in model._modules.items():
         known = gm._modules.get(name)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.labels import IntArray, Layer
+from fxprune.labels import IntArray, Layer, same
 from fxprune.records import Moved, numbers
 
 
@@ -35,7 +35,7 @@ def fitted_layer(
     expected = old[alive[old]]
     if labels.size != expected.size or not expected.size:  # not what is left, or nothing is left of a piece
         return None
-    if not np.array_equal(labels, expected) and not np.array_equal(np.sort(labels), np.sort(expected)):
+    if not same(labels, expected) and not same(np.sort(labels), np.sort(expected)):
         return None
     if record.layer is None:
         return origin

@@ -5,7 +5,7 @@ A formula answers None where it does not cover the arguments, or where the call 
 
 from __future__ import annotations
 
-__all__ = ["ELEMENT_WISE", "FORMULAS", "META", "convolved", "element_wise", "empty", "empty_like"]
+__all__ = ["ELEMENT_WISE", "FORMULAS", "META", "element_wise", "empty", "empty_like"]
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -96,28 +96,6 @@ def _pooled(x: Any, output_size: Any = None, **others: Any) -> Tensor | None:
     if any(type(size) is not int or size < 1 for size in sizes):
         return None
     return empty((*x.shape[:-2], *sizes), x)
-
-
-def _convolution_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def convolved(module: Any, x: Tensor) -> Tensor | None:
-    """What a convolution layer gives."""
-    dims = len(module.kernel_size)
-    if x.dim() != dims + 2 or x.shape[1] != module.in_channels:
-        return None
-    if module.padding == "same":
-        spatial = list(x.shape[2:])
-    else:
-        padding = (0,) * dims if module.padding == "valid" else module.padding
-        spatial = [
-            _convolution_size(*parts)
-            for parts in zip(x.shape[2:], module.kernel_size, module.stride, padding, module.dilation, strict=True)
-        ]
-    if min(spatial, default=1) < 1:
-        return None
-    return empty((x.shape[0], module.out_channels, *spatial), x)
 
 
 def _holds(*values: Any) -> bool:

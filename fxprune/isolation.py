@@ -78,11 +78,10 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
     pending: list[Any] = [model]
 
     def enter(values: Iterable[Any]) -> None:
-        for value in values:
-            kind = type(value)
-            if kind in _DICTIONARIES and not value:
+        for value in [v for v in values if type(v) not in _PLAIN]:
+            if type(value) in _DICTIONARIES and not value:
                 empty.append(value)
-            elif kind not in _PLAIN:
+            else:
                 pending.append(value)
 
     while pending:
@@ -112,7 +111,8 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
                 now.clear()
                 now.update(before)
         for thing in empty:
-            thing.clear()
+            if thing:
+                thing.clear()
         for current, earlier in lists:
             current[:] = earlier
 
@@ -207,16 +207,15 @@ def _replaced(space: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None
     try:
         yield
     finally:
-        for name in values:
-            del space[name]
         space.update(before)
+        for name in values:
+            if name not in before:
+                del space[name]
 
 
 @contextmanager
 def _factories(tracer: fx.Tracer) -> Iterator[None]:
-    with ExitStack() as stack:
-        for name in _FACTORIES:
-            stack.enter_context(mock.patch.object(torch, name, _recorded(tracer, getattr(torch, name))))
+    with _replaced(vars(torch), {name: _recorded(tracer, getattr(torch, name)) for name in _FACTORIES}):
         yield
 
 
@@ -240,11 +239,9 @@ def patched(tracer: Ladder) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_factories(tracer))
         stack.enter_context(_methods(tracer))
-        for function in (isinstance, max, min):
-            name = function.__name__
-            tracer.originals[name] = function
-            patch = _is_instance if name == "isinstance" else _extremum(tracer, function)
-            stack.enter_context(mock.patch.object(builtins, name, patch))
+        tracer.originals.update(isinstance=isinstance, max=max, min=min)
+        patches = {"isinstance": _is_instance, "max": _extremum(tracer, max), "min": _extremum(tracer, min)}
+        stack.enter_context(_replaced(vars(builtins), patches))
         stack.enter_context(mock.patch.object(torch.jit.ScriptFunction, "__call__", _scripted))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))

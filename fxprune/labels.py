@@ -20,6 +20,7 @@ __all__ = [
     "broadcast",
     "compact",
     "first_per_line",
+    "same",
     "spread",
 ]
 
@@ -60,21 +61,27 @@ class Reason:
         return f"{self.text} ({self.where})" if self.where else self.text
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Layer:
     """Labels that vary along ``dims``.
 
     Attributes:
         tensor: int64, as many dimensions as the value, size 1 along every dimension outside ``dims``.
         dims: The dimensions along which the labels vary in the original network; in a pruned one they may have size 1.
+        line: The labels in a row, if they vary along one dimension and were placed there.
     """
 
     tensor: Tensor
     dims: tuple[int, ...]
+    line: Tensor | None
+
+    # By itself a frozen class would set field by field, by way of its base: there are thousands of these.
+    def __init__(self, tensor: Tensor, dims: tuple[int, ...], line: Tensor | None = None) -> None:
+        self.__dict__.update(tensor=tensor, dims=dims, line=line)
 
 
 @atomic
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Labels:
     """Labels of a tensor value.
 
@@ -86,9 +93,18 @@ class Labels:
     """
 
     full: tuple[int, ...]
-    layers: tuple[Layer, ...] = ()
-    why: Reason | None = None
-    parameter: str | None = None
+    layers: tuple[Layer, ...]
+    why: Reason | None
+    parameter: str | None
+
+    def __init__(
+        self,
+        full: tuple[int, ...],
+        layers: tuple[Layer, ...] = (),
+        why: Reason | None = None,
+        parameter: str | None = None,
+    ) -> None:
+        self.__dict__.update(full=full, layers=layers, why=why, parameter=parameter)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -132,6 +148,8 @@ def compact(tensor: Tensor) -> Layer:
 
 def first_per_line(layer: Layer, dim: int) -> Tensor:
     """The labels along ``dim`` at the first position of every other dimension; shape ``(size of dim,)``."""
+    if layer.line is not None:
+        return layer.line
     tensor = layer.tensor
     for other in layer.dims:
         if other != dim:
@@ -209,12 +227,21 @@ def _occurrence(key: IntArray) -> IntArray:
     return result
 
 
+def same(a: IntArray, b: IntArray) -> bool:
+    """``np.array_equal`` for two arrays of labels; of the small ones that most are, bytes compare ten times faster."""
+    if a.size > 1024:
+        return bool(np.array_equal(a, b))
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
 def broadcast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors expanded to their common shape.
 
     Raises:
         RuntimeError: They have none.
     """
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return tensors
     return tuple(torch.broadcast_tensors(*tensors))  # type: ignore[no-untyped-call]
 
 

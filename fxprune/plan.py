@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from fxprune.errors import ArgumentTypeError
-from fxprune.labels import IntArray
+from fxprune.labels import IntArray, same
 from fxprune.nested import modules_by_name
 from fxprune.records import Change, numbers
 from fxprune.relations import relations
@@ -145,7 +145,7 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
             whole = np.arange(len(old))
             position[old] = whole
             index = position[numbers(labels)]
-            known[key] = None if np.array_equal(index, whole) else index
+            known[key] = None if same(index, whole) else index
         kept_index = indices[axis] = known[key]
         if kept_index is not None:
             cuts.setdefault(axis.tensor, []).append((axis, kept_index))

@@ -45,6 +45,7 @@ class Reading(Vocabulary):
         self._runner = MetaRunner(torch.device("cpu"))
         self._modules = modules_by_name(gm)
         self._layers: dict[str, str] = {}
+        self._standing: dict[tuple[str, str], Labels | None] = {}
 
     # The pass ---------------------------------------------------------------------------------------------------------
 
@@ -215,14 +216,20 @@ class Reading(Vocabulary):
     def original(self, name: str) -> Tensor:
         """A parameter or buffer of the module that is being read."""
         owner, _, attribute = name.rpartition(".")
-        tensor: Tensor = getattr(self._modules[owner], attribute)
-        return tensor
+        module = self._modules[owner]
+        tensor: Tensor | None = module._parameters.get(attribute)
+        return getattr(module, attribute) if tensor is None else tensor
 
-    def tensor_name(self, module: nn.Module, attribute: str) -> str | None:
-        """Qualified name of a layer's tensor, or None if the layer has none of that name."""
-        if getattr(module, attribute, None) is None:
-            return None
-        return self.canonical(f"{self.node.target}.{attribute}")
+    def tensor_of(self, module: nn.Module, attribute: str) -> Labels | None:
+        """A tensor of the called layer as it stands, or None if the layer has none of that name."""
+        key = (str(self.node.target), attribute)
+        if key not in self._standing:
+            known = None
+            if getattr(module, attribute, None) is not None:
+                name = self.canonical(f"{self.node.target}.{attribute}")
+                known = Labels(self.shape_of(name), (), None, name)
+            self._standing[key] = known
+        return self._standing[key]
 
     def layer_of(self, tensor: str) -> str:
         """The layer that a parameter belongs to.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, fx
 
-from fxprune.labels import POSITIONS, IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, spread
+from fxprune.labels import POSITIONS, IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, same, spread
 from fxprune.nested import tensors_by_name
 from fxprune.reading import FAILURES, Reading
 from fxprune.records import Cover, Freeze, Inexact, Moved, Read, Rect, Tie, lines_of, numbers
@@ -215,7 +215,7 @@ class Recorder(Reading):
         """Record the ties."""
         left, right = (numbers(t) for t in broadcast(a, b))
         self._note(Lookup((left, right), left))
-        if not np.array_equal(left, right):
+        if not same(left, right):
             self.ties.append(Tie(left, right, self.node.name))
 
     def freeze(self, labels: Tensor, text: str) -> None:
@@ -286,9 +286,9 @@ class Recorder(Reading):
         outs = self.node.meta["val"]
         if single:
             result = settle(outs, *moved)
-            same = self.count == start and len(result.layers) == len(value.layers)
-            self.rearranged |= not same or any(
-                a.tensor.numel() != b.tensor.numel() or not np.array_equal(numbers(a.tensor), numbers(b.tensor))
+            whole = self.count == start and len(result.layers) == len(value.layers)
+            self.rearranged |= not whole or any(
+                a.tensor.numel() != b.tensor.numel() or not same(numbers(a.tensor), numbers(b.tensor))
                 for a, b in zip(result.layers, value.layers, strict=True)
             )
             return result

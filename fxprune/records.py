@@ -107,7 +107,7 @@ class Moved:
 
 def numbers(tensor: Tensor) -> IntArray:
     """A label tensor as a flat array."""
-    result: IntArray = tensor.reshape(-1).numpy()
+    result: IntArray = tensor.numpy().reshape(-1)
     return result
 
 

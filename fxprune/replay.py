@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from fxprune.capture import value_of
 from fxprune.errors import InternalError
 from fxprune.fitting import fitted_layer
-from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, broadcast, spread
+from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, broadcast, same, spread
 from fxprune.reading import Reading
 from fxprune.recorder import Recorder
 from fxprune.records import Change, Conflict, Moved, lines_of, numbers
@@ -62,6 +62,7 @@ class Replay(Reading):
         self.axes: dict[Axis, Tensor] = {}
         self.changes: dict[str, Change] = {}
         self.attributes: dict[tuple[str, str], Any] = {}
+        self._standing = recorder._standing  # names and shapes are those of the first reading
         self._steps: dict[str, int] = {}
         self._where = np.zeros(recorder.count, dtype=np.int64)
 
@@ -192,7 +193,7 @@ class Replay(Reading):
         met = tuple(column[self.alive[column]] for column in record.columns)
         here = (numbers(left), numbers(right))
         # Almost always the survivors meet in the order that they had.
-        in_order = all(np.array_equal(a, b) for a, b in zip(here, met, strict=True))
+        in_order = all(same(a, b) for a, b in zip(here, met, strict=True))
         if not in_order and not record.has(*here):
             raise self._conflict(torch.cat([left.reshape(-1), right.reshape(-1)]), "channels do not line up")
 

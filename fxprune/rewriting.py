@@ -24,11 +24,12 @@ from fxprune.plan import TensorCut
 _IMMUTABLE = frozenset(
     (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format)
 )
-
+_CONTAINERS = frozenset((dict, OrderedDict, set))
 
 _PIECE = 1 << 17
 """Elements that are gathered at a time on a CPU: half a megabyte in float32."""
 
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _NUMPYS = frozenset((torch.float32, torch.float64, torch.int64))
 
 
@@ -114,11 +115,14 @@ def _tensors(value: Any, name: str) -> dict[str, Tensor]:
 def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     """The kept part of a tensor, in the plan's order; always new storage, in the tensor's memory format."""
     result = tensor.detach()
-    groups = max((axis.groups for axis, _ in plan.axes), default=1)
+    axes = plan.axes
+    if len(axes) > 1:
+        axes = tuple(sorted(axes, key=lambda pair: pair[0].dim))
+    groups = max([axis.groups for axis, _ in axes], default=1)
     if groups > 1:
         result = _cut_blocks(result, plan, groups)
-    elif plan.axes:
-        result = _select(result, {axis.dim: index for axis, index in sorted(plan.axes, key=lambda pair: pair[0].dim)})
+    elif axes:
+        result = _select(result, {axis.dim: index for axis, index in axes})
     return _in_format_of(tensor, result)
 
 
@@ -135,7 +139,7 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
     """Of a large array piece by piece: what lies between one selection and the next stays in the cache."""
     if array.size <= _PIECE:
         for dim, index in kept.items():
-            array = np.take(array, index, axis=dim)
+            array = array.take(index, axis=dim)
         return array
     last = max(kept)
     run = _run(kept[last], array.shape[last])
@@ -145,7 +149,7 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
         return taken.reshape(*taken.shape[:last], -1, *taken.shape[last + 2 :])
     rows = kept.get(0)
     if len(kept) == 1 and rows is not None:
-        return np.take(array, rows, axis=0)
+        return array.take(rows, axis=0)
     count = len(array) if rows is None else len(rows)
     others = [dim for dim in kept if dim]
     if kept[last].min() < 0 or kept[last].max() >= array.shape[last]:
@@ -155,17 +159,19 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
     many = max(1, _PIECE // max(1, array[0].size))
     for start in range(0, count, many):
         stop = min(start + many, count)
-        part = array[start:stop] if rows is None else np.take(array, rows[start:stop], axis=0)
+        part = array[start:stop] if rows is None else array.take(rows[start:stop], axis=0)
         for dim in others[:-1]:
-            part = np.take(part, kept[dim], axis=dim)
+            part = part.take(kept[dim], axis=dim)
         # The default mode, "raise", would take all of it into a buffer first.
-        np.take(part, kept[last], axis=last, out=result[start:stop], mode="clip")
+        part.take(kept[last], axis=last, out=result[start:stop], mode="clip")
     return result
 
 
 def _run(index: IntArray, size: int) -> int:
     """The length of the runs that an index consists of: whole blocks of neighbours, each where such a block begins."""
-    starts = np.flatnonzero(np.diff(index, prepend=-2) != 1)
+    if len(index) > 64 and _run(index[:64], 0) == 1:  # as with channels that are kept here and there
+        return 1
+    starts = np.flatnonzero(np.concatenate([[True], index[1:] != index[:-1] + 1]))
     return int(np.gcd.reduce(np.concatenate([starts, index[starts], [len(index), size]])))
 
 
@@ -188,9 +194,9 @@ def _cut_blocks(tensor: Tensor, plan: TensorCut, groups: int) -> Tensor:
 
 def _in_format_of(original: Tensor, result: Tensor) -> Tensor:
     """The result in the original's memory format, copied if it still is the original."""
-    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if original.dim() == rank and not original.is_contiguous() and original.is_contiguous(memory_format=layout):
-            result = result.contiguous(memory_format=layout)
+    layout = _LAYOUTS.get(original.dim())
+    if layout is not None and not original.is_contiguous() and original.is_contiguous(memory_format=layout):
+        result = result.contiguous(memory_format=layout)
     return result.clone() if result.data_ptr() == original.data_ptr() else result
 
 
@@ -243,12 +249,14 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     attributes = dict(value.__dict__)
     for name, attribute in attributes.items():
         kind = type(attribute)
-        if kind in _IMMUTABLE or (kind is tuple and all(type(v) in _IMMUTABLE for v in attribute)):
+        if kind in _IMMUTABLE:
             continue
-        if name in ("_parameters", "_buffers", "_modules"):
-            attributes[name] = {k: None if v is None else _copy(v, memo) for k, v in attribute.items()}
-        elif kind in (dict, OrderedDict, set) and not attribute:
+        if kind in _CONTAINERS and not attribute:  # as most are: no hooks
             attributes[name] = kind()
+        elif name in ("_parameters", "_buffers", "_modules"):
+            attributes[name] = {k: None if v is None else _copy(v, memo) for k, v in attribute.items()}
+        elif kind in (tuple, list) and _IMMUTABLE.issuperset(map(type, attribute)):
+            attributes[name] = kind(attribute)
         else:
             attributes[name] = copy.deepcopy(attribute, memo)
     object.__setattr__(new, "__dict__", attributes)

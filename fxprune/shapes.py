@@ -15,50 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.formulas import ELEMENT_WISE, FORMULAS, META, convolved, element_wise, empty, empty_like
+from fxprune.formulas import ELEMENT_WISE, FORMULAS, META, element_wise, empty_like
+from fxprune.layer_formulas import LAYERS
 from fxprune.nested import map_nested
 
-_POINTWISE: frozenset[type[nn.Module]] = frozenset(
-    {
-        nn.Identity,
-        nn.ReLU,
-        nn.ReLU6,
-        nn.LeakyReLU,
-        nn.ELU,
-        nn.SELU,
-        nn.GELU,
-        nn.SiLU,
-        nn.Mish,
-        nn.Sigmoid,
-        nn.Tanh,
-        nn.Hardsigmoid,
-        nn.Hardswish,
-        nn.Hardtanh,
-        nn.Softplus,
-        nn.Dropout,
-        nn.Dropout1d,
-        nn.Dropout2d,
-        nn.Dropout3d,
-        nn.AlphaDropout,
-    }
-)
-"""Layers that take any shape and keep it."""
-_SAME_SHAPE: frozenset[type[nn.Module]] = frozenset(
-    {
-        nn.BatchNorm1d,
-        nn.BatchNorm2d,
-        nn.BatchNorm3d,
-        nn.SyncBatchNorm,
-        nn.InstanceNorm1d,
-        nn.InstanceNorm2d,
-        nn.InstanceNorm3d,
-        nn.GroupNorm,
-        nn.LayerNorm,
-        nn.PReLU,
-        nn.Softmax,
-    }
-)
-"""Layers that keep the shape, if it is one that they take."""
 # Those whose meta kernels are slow; tensors among their other arguments have one entry for each channel.
 _SAME_SHAPE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {F.batch_norm, F.instance_norm, F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.gelu, F.dropout}
@@ -83,7 +43,6 @@ _FACTORIES: frozenset[Any] = frozenset(
         *("tensor", "zeros"),
     )
 )
-_CONVOLUTIONS: frozenset[type[nn.Module]] = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d})
 
 
 def to_meta(value: Any) -> Any:
@@ -112,23 +71,11 @@ class MetaRunner:
         Raises:
             Exception: Whatever the module itself raises for these inputs.
         """
-        kind = type(module)
-        x = args[0] if len(args) == 1 and not kwargs else None
-        if isinstance(x, Tensor):
-            if kind in _POINTWISE and not module._forward_hooks:
-                return empty_like(x)
-            if kind in _SAME_SHAPE and not module._forward_hooks and self._accepts(module, x):
-                return empty_like(x)
-            if kind in _CONVOLUTIONS and not module._forward_hooks:
-                shaped = convolved(module, x)
-                if shaped is not None:
-                    return shaped
-            if kind is nn.AdaptiveAvgPool2d and not module._forward_hooks:
-                pooled = FORMULAS[F.adaptive_avg_pool2d](x, module.output_size)
-                if pooled is not None:
-                    return pooled
-            if isinstance(module, nn.Linear) and kind is nn.Linear and x.dim() and x.shape[-1] == module.in_features:
-                return empty((*x.shape[:-1], module.out_features), x)
+        if len(args) == 1 and not kwargs and not module._forward_hooks and isinstance(args[0], Tensor):
+            formula = LAYERS.get(type(module))
+            shaped = formula(module, args[0]) if formula is not None else None
+            if shaped is not None:
+                return shaped
         tensors = self._stand_ins.get(id(module))
         if tensors is None:
             named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
@@ -136,22 +83,6 @@ class MetaRunner:
             self._stand_ins[id(module)] = tensors
         with torch.no_grad():
             return torch.func.functional_call(module, tensors, args, dict(kwargs))
-
-    @staticmethod
-    def _accepts(module: nn.Module, x: Tensor) -> bool:
-        """Whether a shape-keeping layer fits its input; if not, running it raises the layer's own error."""
-        check: Callable[[Tensor], None] | None = getattr(module, "_check_input_dim", None)
-        if check is not None:
-            check(x)
-        channels = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
-        if channels is not None:
-            return x.dim() > 1 and x.shape[1] == channels
-        if isinstance(module, nn.PReLU):
-            return module.num_parameters == 1 or (x.dim() > 1 and x.shape[1] == module.num_parameters)
-        if isinstance(module, nn.Softmax) and module.dim is not None:
-            x.size(module.dim)  # on the meta device nothing else says that there is no such dimension
-        shape = getattr(module, "normalized_shape", None)
-        return shape is None or tuple(x.shape[-len(shape) :]) == tuple(shape)
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a function gives on meta tensors; devices in the arguments become ``meta``."""

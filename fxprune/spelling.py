@@ -22,6 +22,8 @@ from fxprune.records import Moved
 
 Shape = tuple[int, ...]
 
+_NUMBERS = (int, float, tuple, list, slice)
+
 
 @atomic
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def restored(node: fx.Node, read: Mapping[fx.Node, Any]) -> Any:
         The node, or numbers, :class:`Scaled` and :class:`Recomputed` in the form of its value.
     """
     old, new = node.meta["val"], read[node]
-    if isinstance(old, bool | Tensor) or not isinstance(old, int | float | tuple | list | slice):
+    if type(old) is Tensor or isinstance(old, bool) or not isinstance(old, _NUMBERS):
         return node
     if not labels_free(old) or new == old:
         return node

@@ -13,8 +13,8 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -192,22 +192,16 @@ class CaptureTracer(fx.Tracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
         """Record the call, and find its value."""
-        with self.unpatched():
+        names = vars(builtins)
+        patches = {patched: names[patched] for patched in self.originals}
+        names.update(self.originals)  # there is none of the user's code here that they could mislead
+        try:
             if kwargs:
                 args, kwargs = self._in_order(kind, target, args, kwargs)
             node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
-            self.evaluating = True  # a layer that runs on meta tensors is not to be traced
-            try:
-                node.meta["val"] = self._evaluate(node, value_of)
-                if self._varying:
-                    self._follow_twin(node)
-            except FAILURES as error:
-                if self.failure is None:
-                    self.refused = node
-                self.note_failure(self._where(node), error)
-                raise
-            finally:
-                self.evaluating = False
+            self._value(node)
+        finally:
+            names.update(patches)
         node.meta["source"] = user_frame()
         return (proxy_factory_fn or self.proxy)(node)
 
@@ -255,16 +249,20 @@ class CaptureTracer(fx.Tracer):
         called, named = in_order(type(module).forward, (module, *args), kwargs)
         return called[1:], named
 
-    @contextmanager
-    def unpatched(self) -> Iterator[None]:
-        """Python's own functions, where there is none of the user's code that they could mislead."""
-        names = vars(builtins)
-        patches = {name: names[name] for name in self.originals}
-        names.update(self.originals)
+    def _value(self, node: fx.Node) -> None:
+        """Find a node's value."""
+        self.evaluating = True  # a layer that runs on meta tensors is not to be traced
         try:
-            yield
+            node.meta["val"] = self._evaluate(node, value_of)
+            if self._varying:
+                self._follow_twin(node)
+        except FAILURES as error:
+            if self.failure is None:
+                self.refused = node
+            self.note_failure(self._where(node), error)
+            raise
         finally:
-            names.update(patches)
+            self.evaluating = False
 
     def tensor_node(self, tensor: Tensor) -> ValueProxy:
         """A tensor of the model, or one that belongs to no module, as a value of the graph."""

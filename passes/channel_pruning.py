@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from fxprune.errors import ArgumentError
+from fxprune.formulas import META, empty
 from fxprune.labels import Labels
 from fxprune.nested import map_nested, modules_by_name
 from fxprune.origin import note_origin
@@ -121,14 +122,15 @@ def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
     replay.run()
 
     def as_value(value: object) -> object:
-        return torch.empty(value.shape, device="meta") if isinstance(value, Labels) else value
+        return torch.empty(value.shape, device=META) if isinstance(value, Labels) else value
 
     for node in result.graph.nodes:
         old, value = node.meta["val"], replay.values[node]
         if node.op == "get_attr":
             node.meta["val"] = to_meta(replay.original(str(node.target))).to(old.dtype)
         elif isinstance(old, Tensor) and isinstance(value, Labels):
-            node.meta["val"] = torch.empty(value.shape, dtype=old.dtype, device="meta")
+            if value.shape != old.shape:
+                node.meta["val"] = empty(value.shape, old)
         elif node.op != "output":
             node.meta["val"] = map_nested(as_value, value)
 

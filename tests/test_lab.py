@@ -41,6 +41,8 @@ _SMALL = {
     "scan": (0.5, 0.9),
     "latency_batches": (1, 2),
     "batch_size": 32,
+    "budgets": (0.5,),
+    "unlabelled": 48,
 }
 
 
@@ -174,7 +176,7 @@ def test_another_seed_gives_other_numbers(run: LabRun) -> None:
 def test_the_folder_holds_numbers_plots_and_summary(run: LabRun, tmp_path: Path) -> None:
     summary = save_run(run, tmp_path / "deep" / "folder")
     out = tmp_path / "deep" / "folder"
-    pictures = ["histograms", "histograms_pruned", "sensitivity", "trade_off", "widths"]
+    pictures = ["budgets", "histograms", "histograms_pruned", "sensitivity", "trade_off", "widths"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["report.html", "report.json", "results.json", "summary.md", *(f"{name}.png" for name in pictures)]
     )
@@ -184,7 +186,7 @@ def test_the_folder_holds_numbers_plots_and_summary(run: LabRun, tmp_path: Path)
     assert (out / "summary.md").read_text() == summary
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(run.report.as_dict()))
     written = json.loads((out / "results.json").read_text())
-    assert written == run.results.to_dict()
+    assert written == json.loads(json.dumps(run.results.to_dict()))
     assert written["settings"]["seed"] == 0
     assert written["settings"]["sparsities"]["backbone.conv7.weight"] == 0.75
     assert written["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -327,11 +329,30 @@ def test_each_network_is_tested_under_its_own_name(run: LabRun) -> None:
         ranked=(cuts[1]._replace(error=0.5), tuned[2]),
         curves=run.results.sensitivity,
         costs=dict.fromkeys(("dense", "masked", "cut"), run.results.dense.costs),
+        budgets=run.results.budgets,
     )
 
     found = [(variant.accuracy, variant.tuned_accuracy) for variant in results.variants.values()]
     assert found == [(0, None), (1, 4), (2, 5), (3, 6)]
     assert results.errors == {"first": cuts[0].error, "input-l2": 0.5}
+
+
+def test_budgets_are_those_of_the_choices_by_eye(run: LabRun) -> None:
+    eye, asked, even, curves = run.results.budgets.rows
+    dense = run.results.dense.costs.profile
+    assert (
+        asked.cost
+        <= eye.cost
+        == pytest.approx(run.results.fine_grained.costs.profile.nonzero_parameters / dense.parameters)
+    )
+    assert curves.cost <= even.cost == pytest.approx(run.results.ranked.costs.profile.macs / dense.macs)
+    assert eye.accuracy == run.results.fine_grained.accuracy
+    assert even.accuracy == run.results.ranked.accuracy
+    assert all(0.4 < point.macs / dense.macs <= 0.5 for point in run.results.budgets.points)
+    assert run.results.budgets.images == 48
+    text = summarise(run.results)
+    assert "## And with a budget" in text
+    assert f"{100 * curves.recovered:.2f} %" in text
 
 
 def test_the_trade_off_shows_all_networks(run: LabRun) -> None:

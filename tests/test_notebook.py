@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "lab.ipynb"
 _SMALL = {
     "width": 1 / 32,
+    "budgets": (0.5,),
+    "unlabelled": 48,
     "epochs": 1,
     "finetune_epochs": 1,
     "scan": (0.5, 0.9),

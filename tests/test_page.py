@@ -335,6 +335,29 @@ def test_arrows_go_sideways_between_branches(drawn: Callable[[str], Drawn], show
     assert {name.rpartition(".")[0] for name in names} == {"stage2.0.branch1", "stage2.0.branch2"}
 
 
+def test_the_wheel_moves_and_zooms_and_the_mouse_drags(drawn: Callable[[str], Drawn], show: Callable[..., Any]) -> None:
+    tab = show(drawn("resnet18").file)
+
+    def stage() -> tuple[float, ...]:
+        return tuple(map(float, re.findall(r"[-\d.]+", tab.get_attribute(".fxg-stage", "transform"))))
+
+    x, y, scale = stage()
+    tab.mouse.move(300, 300)
+    tab.mouse.wheel(0, 100)
+    assert stage() == pytest.approx((x, y - 100, scale))
+    tab.mouse.down()
+    tab.mouse.move(340, 330, steps=4)
+    tab.mouse.up()
+    assert stage() == pytest.approx((x + 40, y - 70, scale))
+    assert tab.locator(".fxg-picked").count() == 0
+    tab.keyboard.down("Control")
+    tab.mouse.wheel(0, -100)
+    tab.keyboard.up("Control")
+    assert stage()[2] > scale
+    tab.mouse.click(894, 385)  # near the end of the strip
+    assert tab.locator("[data-name=fc]").is_visible()
+
+
 # Names are data -------------------------------------------------------------------------------------------------------
 
 

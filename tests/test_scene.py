@@ -206,6 +206,30 @@ def test_what_takes_only_its_type_from_the_data_is_a_constant() -> None:
     assert _read_by(scene, "masked_fill") == ["x"]
 
 
+def test_what_is_written_in_place_is_read_behind() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            canvas = x.new_zeros(1, 3, 6, 6)
+            canvas[:, :, :4, :4].copy_(x)
+            y = self.conv(canvas)
+            y[:, :2] = y[:, 2:4]
+            return self.last(y)
+
+    scene = _of(Padded(), 1, 3, 4, 4)
+    kinds = [block.kind for block in scene.blocks]
+    assert kinds == ["input", "copy", "Conv2d", "slice", "setitem", "Conv2d", "output"]
+    ways = [(scene.blocks[a].name, scene.blocks[b].name) for a, b in scene.edges]
+    assert ("copy_", "conv") in ways
+    assert ("setitem", "last") in ways
+    assert ("conv", "last") not in ways
+    assert _named(scene, "setitem").outputs == (8, 8)
+
+
 def test_as_dict_is_json() -> None:
     scene = Scene.of(plan_channels(_deps("residual"), 0.5))
     found = json.loads(json.dumps(scene.as_dict()))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.aliasing import shares, writes
 from fxprune.dependency import DependencyGraph
 from fxprune.drawing.details import detail_of, kind_of
 from fxprune.drawing.scene import Block
@@ -66,7 +67,17 @@ class Assembly:
     def run(self) -> None:
         """Fill :attr:`blocks` and :attr:`edges`."""
         for node in self._deps.gm.graph.nodes:
-            self._sources[node] = self._read(node) if _has_tensor(node.meta["val"]) else ()
+            stores = node.target is operator.setitem
+            self._sources[node] = self._read(node) if stores or _has_tensor(node.meta["val"]) else ()
+            if stores or writes(node, self._modules.__getitem__):
+                self._written(node)
+
+    def _written(self, node: fx.Node) -> None:
+        """Whoever reads later what a node writes into, reads what the node gives."""
+        at = node.all_input_nodes[0] if node.all_input_nodes else None
+        while at is not None and at.op != "get_attr":
+            self._sources[at] = self._sources[node]
+            at = at.all_input_nodes[0] if shares(at, self._modules.__getitem__) else None
 
     # One node ---------------------------------------------------------------------------------------------------------
 
@@ -210,12 +221,13 @@ class Assembly:
         """A block by what is known of any node."""
         if role == "operator" and self._is_opaque(node):
             role = "opaque"
-        value = node.meta["val"]
+        shown = node.all_input_nodes[0] if node.target is operator.setitem else node  # it gives nothing itself
+        value = shown.meta["val"]
         stack = node.meta.get("nn_module_stack") or {}
         module = next(reversed(list(stack.values())), ("", None))[0] if stack else ""
-        found = [self._main(given) for given in labels_in(self._recorder.values[node])]
+        found = [self._main(given) for given in labels_in(self._recorder.values[shown])]
         labels = np.concatenate(found) if found else _NONE
-        outputs = self._channels(node)
+        outputs = self._channels(shown)
         operands = [n for n in node.all_input_nodes if any(isinstance(s, int) for s in self._sources[n])]
         read = [self._channels(operand) for operand in operands]
         total = (sum(before for before, _ in read), sum(after for _, after in read))

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["STILL", "group_colour", "mixed", "readable_on"]
 
 import math
+from functools import lru_cache
 
 STILL = "#8a8f98"
 """What belongs to no group that could lose anything."""
@@ -13,6 +14,7 @@ _GOLDEN = 137.508
 _TONES = ((60.0, 52.0), (44.0, 46.0), (73.0, 46.0))
 
 
+@lru_cache(maxsize=1024)
 def group_colour(number: int) -> str:
     """The colour of a group as ``#rrggbb``: hues a golden angle apart, in three tones of the CIELAB space.
 

@@ -87,7 +87,7 @@ class _Full:
         self.lines = wrapped(card.spec, _SPEC, inner) if card.spec else []
         self.follows = len(self.lines)
         self.lines += wrapped(card.follows, _SPEC, inner) if card.follows else []
-        if card.block.role == "module":
+        if card.block.role == "module" and card.block.parameters[0]:
             self.lines.append(notes.parameters(card.block.parameters))
         self.mark = notes.mark(card)
         rows = len(self.title) + len(self.lines) + 1
@@ -151,7 +151,8 @@ class _Pill:
     def __init__(self, card: Card, scene: Scene, width: float) -> None:
         self.card, self.scene = card, scene
         text = card.title
-        if card.block.role == "operator" and (card.block.kind == "cat" or card.block.inputs != card.block.outputs):
+        counts = card.block.kind == "cat" or card.block.inputs != card.block.outputs
+        if card.block.role == "operator" and counts and card.outputs[0]:
             text += f"  {_channels(card.outputs)}"
         self.plain = card.block.role == "operator"
         self.lines = wrapped(text, _SPEC, width - 14, bold=not self.plain)

@@ -153,7 +153,7 @@ class Scene:
             name=".".join(path),
             kind="module",
             role="module",
-            detail=f"{layers} layer{'' if layers == 1 else 's'}",
+            detail=f"{layers} layer{'' if layers == 1 else 's'}" if layers else "no layers",
             then=last.then,
             shape=last.shape,
             path=path,

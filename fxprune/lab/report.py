@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["compare", "counted", "markdown_table", "remarks", "summarise"]
+__all__ = ["budget_text", "compare", "counted", "markdown_table", "remarks", "summarise"]
 
 from collections.abc import Mapping, Sequence
 
@@ -64,6 +64,10 @@ VGG of width {settings.width:g}, {origin}; fine-tuned for {counted(settings.fine
 Accuracy with one layer pruned and all others dense is that of the validation images; without pruning it is \
 {_percent(results.sensitivity.dense)}.
 
+## And with a budget
+
+{budget_text(results)}
+
 ## Comparison
 
 {compare(results)}
@@ -85,7 +89,39 @@ def remarks(results: LabResults) -> tuple[str, ...]:
         _accuracy_line(results),
         f"Proof: the channel-pruned networks compute what the original computes with the removed channels set to "
         f"zero, to a relative error of {max(results.errors.values()):.0e} in float64.",
+        _budget_line(results),
         _advice(results),
+    )
+
+
+def budget_text(results: LabResults) -> str:
+    """Return the section on budgets as markdown: the choices by eye beside the calls that replace them."""
+    budgets = results.budgets
+    rows = [
+        [f"{row.limited}: {row.way}", _percent(row.cost), _percent(row.accuracy), _percent(row.recovered)]
+        for row in budgets.rows
+    ]
+    macs = results.dense.costs.profile.macs
+    points = [
+        [f"channels: {point.way}", *(_percent(v) for v in (point.macs / macs, point.accuracy, point.recovered))]
+        for point in budgets.points
+    ]
+    table = markdown_table(["", "cost left", "as pruned", "recovered"], [*rows, *points])
+    return (
+        "Asked for the sizes that the choices by eye came to, and for smaller ones. Recovered: without training, from "
+        f"{counted(budgets.images, 'training image')} without labels. The cost is that of what is limited: non-zero "
+        f"parameters for weights, MACs for channels.\n\n{table}"
+    )
+
+
+def _budget_line(results: LabResults) -> str:
+    eye, asked, even, curves = results.budgets.rows
+    return (
+        f"Budgets: at {_percent(asked.cost)} of the weights, one call leaves {_percent(asked.accuracy)} as pruned and "
+        f"{_percent(asked.recovered)} after recovery, the choice by eye {_percent(eye.accuracy)} and "
+        f"{_percent(eye.recovered)}; at {_percent(curves.cost)} of the MACs, {_percent(curves.accuracy)} and "
+        f"{_percent(curves.recovered)}, the same share of every layer {_percent(even.accuracy)} and "
+        f"{_percent(even.recovered)}."
     )
 
 

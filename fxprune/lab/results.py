@@ -14,6 +14,7 @@ import torch
 
 from fxprune.environment import versions
 from fxprune.finetuning import EpochReport
+from fxprune.lab.budgeting import Budgets
 from fxprune.lab.settings import LabSettings
 from fxprune.lab.steps import Costs
 from fxprune.sensitivity import Sensitivity
@@ -55,6 +56,7 @@ class LabResults:
         widths_before: Output channels of each convolution.
         widths_after: The same after channel pruning.
         errors: By way of choosing the channels, the proof's largest relative error.
+        budgets: What budgets came to.
         seconds: How long each step took.
     """
 
@@ -69,6 +71,7 @@ class LabResults:
     widths_before: Mapping[str, int]
     widths_after: Mapping[str, int]
     errors: Mapping[str, float]
+    budgets: Budgets
     seconds: Mapping[str, float]
 
     @property
@@ -99,6 +102,7 @@ class LabResults:
             },
             "channels": {"before": dict(self.widths_before), "after": dict(self.widths_after)},
             "proof_max_relative_error": dict(self.errors),
+            "budgets": dataclasses.asdict(self.budgets),
             "timings": {
                 "device": self.device,
                 "threads": torch.get_num_threads(),

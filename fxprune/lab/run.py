@@ -18,6 +18,7 @@ from fxprune import plot
 from fxprune.environment import device_name
 from fxprune.errors import ArgumentError
 from fxprune.lab import steps
+from fxprune.lab.budgeting import Budgets, share_budgets
 from fxprune.lab.page import lab_report
 from fxprune.lab.report import summarise
 from fxprune.lab.results import LabResults, Variant
@@ -68,6 +69,8 @@ def run_lab(settings: LabSettings) -> LabRun:
     with _timed(seconds, "channels, sorted"):
         ranked = steps.cut_channels(lab, dense.network, "input-l2")
         ranked_tuned = steps.tune(lab, ranked.network, "fine-tuning, sorted")
+    with _timed(seconds, "budgets"):
+        budgets = share_budgets(lab, dense.network, masked, ranked, curves)
     with _timed(seconds, "costs"):
         costs = steps.measure_costs(
             lab, {"dense": dense.network, "masked": masked_tuned.network, "cut": ranked_tuned.network}
@@ -80,6 +83,7 @@ def run_lab(settings: LabSettings) -> LabRun:
         ranked=(ranked, ranked_tuned),
         curves=curves,
         costs=costs,
+        budgets=budgets,
         seconds=seconds,
     )
     before, after = steps.layer_weights(dense.network), steps.layer_weights(masked)
@@ -102,6 +106,7 @@ def collect_results(
     ranked: tuple[steps.ChannelCut, steps.Trained],
     curves: Sensitivity,
     costs: Mapping[str, steps.Costs],
+    budgets: Budgets,
     seconds: Mapping[str, float] | None = None,
 ) -> LabResults:
     """Test every network and put all figures into one value.
@@ -114,6 +119,7 @@ def collect_results(
         ranked: With the k channels that matter most to the next layer, and fine-tuned.
         curves: Of the sensitivity scan.
         costs: Of ``"dense"``, ``"masked"`` and ``"cut"``: both ways to choose channels give the same shapes.
+        budgets: What budgets came to.
         seconds: How long each step took.
     """
 
@@ -132,6 +138,7 @@ def collect_results(
         widths_before=steps.channel_widths(dense.network),
         widths_after=steps.channel_widths(ranked[0].network),
         errors={"first": first[0].error, "input-l2": ranked[0].error},
+        budgets=budgets,
         seconds=seconds or {},
     )
 
@@ -160,7 +167,16 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
             },
             costs,
         ),
+        "budgets": plot.tradeoff(_budget_series(results), title="Channels under a budget of multiply-accumulates"),
     }
+
+
+def _budget_series(results: LabResults) -> dict[str, list[tuple[float, float]]]:
+    series: dict[str, list[tuple[float, float]]] = {}
+    for point in results.budgets.points:
+        series.setdefault(f"{point.way}, as pruned", []).append((point.macs, point.accuracy))
+        series.setdefault(f"{point.way}, recovered", []).append((point.macs, point.recovered))
+    return {"dense": [(results.dense.costs.profile.macs, results.dense.accuracy)], **series}
 
 
 def save_run(run: LabRun, out: Path) -> str:
@@ -180,6 +196,7 @@ def save_run(run: LabRun, out: Path) -> str:
         "sensitivity": "Sensitivity",
         "widths": "Channels",
         "trade_off": "Accuracy and cost",
+        "budgets": "Accuracy under budgets",
     }
     summary = summarise(run.results, {titles[name]: f"{name}.png" for name in run.plots})
     try:

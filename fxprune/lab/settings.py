@@ -60,6 +60,8 @@ class LabSettings:
         sparsities: By parameter, for fine-grained pruning.
         scan: Sparsities that the sensitivity scan tries on each layer.
         latency_batches: Images in the batches on which latencies are measured.
+        budgets: Shares of the dense network's MACs that channels are cut down to.
+        unlabelled: Training images that recovery is given, without their labels.
         progress: Whether to show progress bars.
     """
 
@@ -80,6 +82,8 @@ class LabSettings:
     sparsities: Mapping[str, float] = field(default_factory=lambda: PUBLISHED_SPARSITIES)
     scan: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
     latency_batches: tuple[int, ...] = (1, 64)
+    budgets: tuple[float, ...] = (0.5, 0.25, 0.12, 0.06)
+    unlabelled: int = 256
     progress: bool = True
 
     @classmethod

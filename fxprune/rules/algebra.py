@@ -31,8 +31,8 @@ from fxprune.vocabulary import Axis
 def place(labels: Tensor, dim: int, rank: int) -> Layer:
     """A layer of ``rank`` dimensions that varies along ``dim`` alone."""
     shape = [1] * rank
-    shape[dim] = -1
-    return Layer(labels.reshape(shape), (dim,))
+    shape[dim] = len(labels)
+    return Layer(labels.view(shape), (dim,), labels)
 
 
 def axis(ctx: Reading, value: Labels, dim: int, text: str = "its channels are fixed where they come from") -> Tensor:

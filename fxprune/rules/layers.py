@@ -18,14 +18,9 @@ from fxprune.vocabulary import Axis, Declined
 
 
 def _weight(ctx: Reading, module: Any, name: str) -> Labels:
-    tensor = ctx.tensor_name(module, name)
-    assert tensor is not None
-    return Labels(ctx.shape_of(tensor), (), None, tensor)
-
-
-def _bias(ctx: Reading, module: Any) -> Labels | None:
-    tensor = ctx.tensor_name(module, "bias")
-    return None if tensor is None else Labels(ctx.shape_of(tensor), (), None, tensor)
+    weight = ctx.tensor_of(module, name)
+    assert weight is not None
+    return weight
 
 
 def _made(labels: Tensor, channels: int, dim: int, rank: int) -> tuple[Layer, ...]:
@@ -103,7 +98,7 @@ def _beside(ctx: Reading, x: Labels, channel: int, stride: Any) -> list[int]:
     """
     found = []
     for dim in range(channel + 1, len(x.full)):
-        layers = [layer for layer in x.on([dim]) if layer.dims == (dim,)]
+        layers = [layer for layer in x.layers if layer.dims == (dim,)]
         step = stride[dim - channel - 1] if isinstance(stride, tuple | list) else stride
         if layers and step == 1 and ctx.output_shape()[dim] == x.full[dim]:
             ctx.inexact(layers, [dim], "a convolution over neighbouring channels")
@@ -128,14 +123,14 @@ def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution(ctx: Reading, module: Any, x: Labels) -> Labels:
     """A convolution layer."""
-    weight, bias = _weight(ctx, module, "weight"), _bias(ctx, module)
+    weight, bias = _weight(ctx, module, "weight"), ctx.tensor_of(module, "bias")
     return _convolve(ctx, x, weight, bias, ctx.fact(module.groups), False, _stride(module))
 
 
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def transposed_convolution(ctx: Reading, module: Any, x: Labels, output_size: Any = None) -> Labels:
     """A transposed convolution layer."""
-    weight, bias = _weight(ctx, module, "weight"), _bias(ctx, module)
+    weight, bias = _weight(ctx, module, "weight"), ctx.tensor_of(module, "bias")
     return _convolve(ctx, x, weight, bias, ctx.fact(module.groups), True, _stride(module))
 
 
@@ -232,7 +227,7 @@ def functional_embedding(ctx: Reading, input: Labels, weight: Labels, *args: Any
 @rule(nn.Linear)
 def linear(ctx: Reading, module: Any, x: Labels) -> Labels:
     """A linear layer."""
-    return _linear(ctx, x, _weight(ctx, module, "weight"), _bias(ctx, module))
+    return _linear(ctx, x, _weight(ctx, module, "weight"), ctx.tensor_of(module, "bias"))
 
 
 @rule(F.linear, weights=True)
@@ -263,7 +258,7 @@ def _bilinear(ctx: Reading, a: Labels, b: Labels, weight: Labels, bias: Labels |
 @rule(nn.Bilinear)
 def bilinear(ctx: Reading, module: Any, input1: Labels, input2: Labels) -> Labels:
     """Every pair of channels of two inputs."""
-    return _bilinear(ctx, input1, input2, _weight(ctx, module, "weight"), _bias(ctx, module))
+    return _bilinear(ctx, input1, input2, _weight(ctx, module, "weight"), ctx.tensor_of(module, "bias"))
 
 
 @rule(F.bilinear, weights=True)

@@ -20,12 +20,7 @@ _NAMES = ("weight", "bias", "running_mean", "running_var")
 
 
 def _named(ctx: Reading, module: nn.Module) -> list[Labels]:
-    found = []
-    for name in _NAMES:
-        tensor = ctx.tensor_name(module, name)
-        if tensor is not None:
-            found.append(Labels(ctx.shape_of(tensor), (), None, tensor))
-    return found
+    return [tensor for name in _NAMES if (tensor := ctx.tensor_of(module, name)) is not None]
 
 
 def _per_channel(ctx: Reading, x: Labels, tensors: Sequence[Labels | None], pooled: bool) -> tuple[Labels, Tensor]:

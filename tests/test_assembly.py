@@ -1,0 +1,108 @@
+"""Graph modules that generate their code when it is asked for, and graphs that are copied the short way."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune import trace
+from fxprune.assembly import CapturedModule, copied_graph
+from fxprune.models import ZOO, example_inputs
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x: Tensor, *, flat: bool = False) -> Tensor:
+        x = self.conv(x).relu() * self.scale
+        return x.flatten(1) if flat else x
+
+
+IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def generated(gm: fx.GraphModule) -> bool:
+    return "_code" in vars(gm)
+
+
+ASKING: list[Callable[[Any], Any]] = [
+    lambda gm: gm(IMAGE),
+    lambda gm: gm.forward(IMAGE),
+    lambda gm: type(gm).forward(gm, IMAGE),
+    lambda gm: gm.code and gm(IMAGE),
+    lambda gm: str(gm) and gm(IMAGE),
+    lambda gm: copy.deepcopy(gm)(IMAGE),
+    lambda gm: copy.copy(gm)(IMAGE),
+    lambda gm: pickle.loads(pickle.dumps(gm))(IMAGE),
+    lambda gm: fx.symbolic_trace(nn.Sequential(gm))(IMAGE),
+    lambda gm: trace(gm, IMAGE)(IMAGE),
+    lambda gm: fx.Interpreter(gm).run(IMAGE),
+    lambda gm: nn.Sequential(gm, nn.Identity())(IMAGE),
+    lambda gm: torch.func.functional_call(gm, dict(gm.named_parameters()), (IMAGE,)),
+    lambda gm: torch.compile(gm, backend="eager", fullgraph=True)(IMAGE),
+    lambda gm: torch.compile(nn.Sequential(gm), backend="eager", fullgraph=True)(IMAGE),
+    lambda gm: torch.export.export(gm, (IMAGE,)).module()(IMAGE),
+]
+
+
+@pytest.mark.parametrize("ask", ASKING)
+def test_the_code_is_there_when_it_is_asked_for(ask: Callable[[Any], Tensor]) -> None:
+    model = Small().eval()
+    gm = trace(model, {"x": IMAGE})
+    assert isinstance(gm, CapturedModule)
+    assert not generated(gm)
+    torch.testing.assert_close(ask(gm), model(IMAGE))
+
+
+def test_the_signature_is_that_of_the_network() -> None:
+    gm = trace(Small(), {"x": IMAGE})
+    assert list(inspect.signature(gm.forward).parameters) == ["x", "flat"]
+    assert generated(gm)
+
+
+def test_another_graph_has_other_code() -> None:
+    gm = trace(Small().eval(), {"x": IMAGE})
+    before = gm(IMAGE)
+    graph = copied_graph(gm.graph)
+    output = graph.output_node()
+    with graph.inserting_before(output):
+        output.args = (graph.call_function(torch.neg, (output.args[0],)),)
+    gm.graph = graph
+    assert not generated(gm)
+    assert torch.equal(gm(IMAGE), -before)
+    assert "neg" in gm.code
+
+
+def test_an_edited_graph_needs_to_be_recompiled_as_any_other() -> None:
+    gm = trace(Small().eval(), {"x": IMAGE})
+    before = gm(IMAGE)
+    relu = next(node for node in gm.graph.nodes if node.target == "relu")
+    relu.replace_all_uses_with(relu.args[0])
+    gm.graph.erase_node(relu)
+    assert torch.equal(gm(IMAGE), before)
+    gm.recompile()
+    assert not torch.equal(gm(IMAGE), before)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO)[::5])
+def test_a_copy_of_a_graph_is_what_deepcopy_makes(name: str) -> None:
+    graph = trace(ZOO[name](), example_inputs(name)).graph
+    one, other = copied_graph(graph), copy.deepcopy(graph)
+    one.lint()
+    assert str(one) == str(other)
+    assert [node.meta.keys() for node in one.nodes] == [node.meta.keys() for node in other.nodes]
+    assert not {id(node) for node in one.nodes} & {id(node) for node in graph.nodes}
+    with one.inserting_before(one.output_node()), other.inserting_before(other.output_node()):
+        for op in ("add", "relu", "conv"):  # new names keep clear of the old ones
+            a, b = one.call_method(op, (next(iter(one.nodes)),)), other.call_method(op, (next(iter(other.nodes)),))
+            assert a.name == b.name
