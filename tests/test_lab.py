@@ -340,11 +340,10 @@ def test_each_network_is_tested_under_its_own_name(run: LabRun) -> None:
 def test_budgets_are_those_of_the_choices_by_eye(run: LabRun) -> None:
     eye, asked, even, curves = run.results.budgets.rows
     dense = run.results.dense.costs.profile
-    assert (
-        asked.cost
-        <= eye.cost
-        == pytest.approx(run.results.fine_grained.costs.profile.nonzero_parameters / dense.parameters)
-    )
+    # Fine-tuning makes biases of batch norms other than zero.
+    tuned = run.results.fine_grained.costs.profile.nonzero_parameters / dense.parameters
+    assert eye.cost == pytest.approx(tuned, abs=0.01)
+    assert asked.cost <= eye.cost
     assert curves.cost <= even.cost == pytest.approx(run.results.ranked.costs.profile.macs / dense.macs)
     assert eye.accuracy == run.results.fine_grained.accuracy
     assert even.accuracy == run.results.ranked.accuracy

@@ -50,7 +50,7 @@ def test_it_shows_the_tables_of_the_summary(executed: nbformat.NotebookNode) -> 
 def test_its_plots_are_drawn(executed: nbformat.NotebookNode) -> None:
     cells = [cell for cell in executed.cells if cell.cell_type == "code"]
     pictures = [out for cell in cells for out in cell.outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) == 5
+    assert len(pictures) == 6
 
 
 def test_nothing_of_a_machine_is_stored() -> None:
