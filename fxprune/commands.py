@@ -205,7 +205,7 @@ def _report(
     code = (
         "import fxprune\n"
         "from fxprune.loading import load_model\n\n"
-        f"small = fxprune.load_pruned(load_model({request.model!r}), {str(request.out)!r})"
+        f"small = fxprune.load_pruned(load_model({request.model!r}).eval(), {str(request.out)!r})"
     )
     return plan_report(
         network,

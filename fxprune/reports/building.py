@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.capture import Example
 from fxprune.costs import Costs
@@ -47,7 +47,7 @@ def plan_report(
     plan: ChannelPlan,
     example_inputs: Example,
     *,
-    network: fx.GraphModule | None = None,
+    network: nn.Module | None = None,
     asked: Mapping[str, Any] | None = None,
     title: str | None = None,
     proof: Proof | None = None,
