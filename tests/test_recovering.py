@@ -340,7 +340,14 @@ def test_only_as_many_batches_as_fit_into_memory_are_used() -> None:
 
 SAMPLE = (
     *("res2net", "channel_shuffle", "unet", "shared_convolution", "pre_activation", "temporal", "volumetric"),
-    *("squeeze_excitation_conv", "self_attention", "grouped_transposed", "several_inputs", "padded_shortcut"),
+    *(
+        "squeeze_excitation_conv",
+        "self_attention",
+        "grouped_transposed",
+        "several_inputs",
+        "padded_shortcut",
+        "functional_layers",
+    ),
 )
 
 
