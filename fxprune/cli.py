@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
+from fxprune.allocation import Budget
 from fxprune.commands import PruneRequest, explain_text, graph_text, prune_text
+from fxprune.criteria import CRITERIA
 from fxprune.errors import FxpruneError
 from fxprune.finetuning import process_state
 from fxprune.lab import LabSettings, make_folder, run_lab, save_run
@@ -134,20 +136,34 @@ def graph(
 @app.command()
 def prune(
     model: Annotated[str, _MODEL],
-    ratio: Annotated[float, typer.Option(help="The fraction of channels to remove from every group, in [0, 1).")] = 0.5,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="The fraction of channels to remove from every group, in [0, 1); 0.5 without a budget."),
+    ] = None,
+    macs: Annotated[
+        float | None,
+        typer.Option(help="A budget in place of a ratio: multiply-accumulates, a share up to 1 or a number."),
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option(help="A budget of parameters, a share up to 1 or a number.")
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(help="A budget of milliseconds for a forward pass on the device.")
+    ] = None,
+    min_channels: Annotated[int, typer.Option(help="The fewest channels that a group keeps.")] = 1,
     input_size: Annotated[str | None, _SIZE] = None,
     criterion: Annotated[
         str,
-        typer.Option(
-            help="How channels are ranked: first (keep the first), input-l2 (by the weights that read them) or "
-            "output-l2 (by the weights that make them)."
-        ),
+        typer.Option(help=f"How channels are ranked, from weights alone: {', '.join(CRITERIA)}."),
     ] = "input-l2",
     heads: Annotated[
         bool, typer.Option("--heads", help="Remove whole heads of attentions in place of dimensions of every head.")
     ] = False,
     scope: Annotated[
-        str, typer.Option(help="group removes the ratio from every group, global from all of them together.")
+        str,
+        typer.Option(
+            help="group removes the same ratio from every group, global ranks the channels of all of them together."
+        ),
     ] = "group",
     exclude: Annotated[
         list[str] | None, typer.Option(help="A layer whose output channels all stay; may be given several times.")
@@ -162,15 +178,18 @@ def prune(
             "--out",
             "-o",
             help="Folder for report.html, report.json and the pruned network as plan.json and weights.safetensors, "
-            "which fxprune.load_pruned reads; or a file ending in .pt or .pth for the pickled module alone.",
+            "which fxprune.load_pruned reads.",
         ),
     ] = None,
     progress: Annotated[bool | None, _PROGRESS] = None,
 ) -> None:
     """Prune a model, prove that the result is exact, and account for every layer."""
+    limited = any(limit is not None for limit in (macs, parameters, latency_ms))
     request = PruneRequest(
         model=model,
-        ratio=ratio,
+        ratio=0.5 if ratio is None and not limited else ratio,
+        budget=Budget(macs=macs, parameters=parameters, latency_ms=latency_ms) if limited else None,
+        min_channels=min_channels,
         size=input_size,
         criterion=criterion,
         scope=scope,

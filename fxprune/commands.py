@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.allocation.budget import LIMITS, Budget
 from fxprune.dependency import DependencyGraph
 from fxprune.drawing import draw
 from fxprune.drawing.files import PAGE
@@ -29,7 +30,7 @@ from fxprune.reports.building import profiles
 from fxprune.saving import PLAN_FILE, WEIGHTS_FILE, save_pruned
 from fxprune.verification import Proof, verify
 
-_PICKLED = (".pt", ".pth")
+_PICKLED = (".pt", ".pth", ".pkl", ".pickle")
 
 
 def explain_text(model: str, layer: str | None = None, size: str | None = None, heads: bool = False) -> str:
@@ -84,7 +85,7 @@ class PruneRequest:
 
     Attributes:
         model: A name as for :func:`fxprune.loading.load_model`.
-        ratio: The fraction of channels to remove.
+        ratio: The fraction of channels to remove; None where a budget says it.
         size: Sizes of the inputs as for :func:`fxprune.loading.example_of`.
         criterion: Name of a criterion.
         scope: ``"group"`` or ``"global"``, as for :func:`fxprune.plan_channels`.
@@ -94,13 +95,14 @@ class PruneRequest:
         device: Where the networks run.
         seed: Of random inputs, and of weights that a factory draws.
         latency: Whether to measure latencies for a report.
-        out: A folder for the report and the pruned network; or a file ending in ``.pt`` or ``.pth`` for the pickled
-            module alone; or None.
+        budget: What the pruned network may cost at most, in place of a ratio.
+        min_channels: The fewest channels that a group keeps.
+        out: A folder for the report and the pruned network, or None.
         progress: Whether to show progress bars.
     """
 
     model: str
-    ratio: float = 0.5
+    ratio: float | None = 0.5
     size: str | None = None
     criterion: str = "input-l2"
     scope: str = "group"
@@ -110,17 +112,23 @@ class PruneRequest:
     device: str = "cpu"
     seed: int = 0
     latency: bool = True
+    budget: Budget | None = None
+    min_channels: int = 1
     out: Path | None = None
     progress: bool = False
 
     @property
     def command(self) -> str:
         """The command line for it."""
-        words = ["fxprune", "prune", self.model, "--ratio", f"{self.ratio:g}"]
+        words = ["fxprune", "prune", self.model]
+        words += [] if self.ratio is None else ["--ratio", f"{self.ratio:g}"]
+        for name, value in self._limits().items():
+            words += [f"--{name.replace('_', '-')}", f"{value:g}"]
         defaults = PruneRequest(self.model)
         for name, option in (
             *(("size", "--input-size"), ("criterion", "--criterion"), ("scope", "--scope")),
             *(("round_to", "--round-to"), ("device", "--device"), ("seed", "--seed"), ("out", "--out")),
+            ("min_channels", "--min-channels"),
         ):
             value = getattr(self, name)
             if value != getattr(defaults, name):
@@ -130,19 +138,39 @@ class PruneRequest:
         words += ["--heads"] * self.heads + ["--no-latency"] * (not self.latency)
         return shlex.join(words)
 
+    def _limits(self) -> dict[str, float]:
+        given = {} if self.budget is None else {name: getattr(self.budget, name) for name in LIMITS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def title(self) -> str:
+        """What is asked for, in words."""
+        if self.ratio is not None:
+            return f"{100 * self.ratio:g} % of the channels removed"
+        return "at most " + " and ".join(_limit_in_words(*limit) for limit in self._limits().items())
+
     def asked(self, inputs: tuple[Any, ...]) -> dict[str, Any]:
         """The same for a report."""
         return {
             "model": self.model,
             "inputs": shown(inputs),
             "ratio": self.ratio,
+            **({"limits": self._limits()} if self.budget else {}),
             "criterion": self.criterion,
             "scope": self.scope,
             "exclude": list(self.exclude),
             "round_to": self.round_to,
+            "min_channels": self.min_channels,
             "whole_heads": self.heads,
             "seed": self.seed,
         }
+
+
+def _limit_in_words(name: str, value: float) -> str:
+    if name == "latency_ms":
+        return f"{value:g} ms"
+    title = "MACs" if name == "macs" else name
+    return f"{100 * value:g} % of the {title}" if value <= 1 else f"{value:,.0f} {title}"
 
 
 def prune_text(request: PruneRequest) -> str:
@@ -156,7 +184,12 @@ def prune_text(request: PruneRequest) -> str:
         FxpruneError: As from the steps.
     """
     out = request.out
-    folder = None if out is None or out.suffix in _PICKLED else make_folder(out)
+    if out is not None and out.suffix in _PICKLED:
+        raise ArgumentError(
+            f"'{out}' names a file of pickled objects, and reading one runs whatever code is in it: name a folder, and "
+            "read it with fxprune.load_pruned"
+        )
+    folder = None if out is None else make_folder(out)
     device = usable_device(request.device)
     torch.manual_seed(request.seed)
     network = load_model(request.model).eval().to(device)
@@ -169,6 +202,8 @@ def prune_text(request: PruneRequest) -> str:
         request.exclude,
         request.round_to,
         request.heads,
+        budget=request.budget,
+        min_channels=request.min_channels,
     )
     small = plan.apply(network)
     proof = verify(network, plan, inputs, request.progress)
@@ -185,12 +220,6 @@ def prune_text(request: PruneRequest) -> str:
         page, data = save_report(report, folder)
         lines.append(f"written to {folder}: {page.name}, {data.name}, {PLAN_FILE}, {WEIGHTS_FILE}")
         lines.append(f"load the network with fxprune.load_pruned(model, '{folder}')")
-    elif out is not None:
-        try:
-            torch.save(small, out)
-        except (OSError, RuntimeError) as error:
-            raise ArgumentError(f"the file '{out}' cannot be written: {error}") from error
-        lines.append(f"written to {out}; read it with torch.load('{out}', weights_only=False)")
     return "\n".join(lines)
 
 
@@ -213,7 +242,7 @@ def _report(
         inputs,
         network=small,
         asked=request.asked(inputs),
-        title=f"{request.model}, {100 * request.ratio:g} % of the channels removed",
+        title=f"{request.model}, {request.title}",
         proof=proof,
         latency=request.latency,
         commands={"Prune": request.command, "Load the pruned network": code},

@@ -45,8 +45,7 @@ def test_prune_accounts_for_every_layer(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    file = tmp_path / "small.pt"
-    assert run("prune", "test_commands:tiny", "--ratio", "0.5", "--input-size", "3x16x16", "--out", str(file)) == 0
+    assert run("prune", "test_commands:tiny", "--ratio", "0.5", "--input-size", "3x16x16") == 0
     printed = capsys.readouterr()
     text = printed.out
     assert not printed.err
@@ -56,10 +55,29 @@ def test_prune_accounts_for_every_layer(
     assert "output of the network" in rows["3"]
     assert "inputs: 1x3x16x16" in text
     assert "exact" in text
-    assert run("prune", "test_commands:tiny", "--input-size", "3x16x16", "--out", str(tmp_path / "no" / "x.pt")) == 2
-    assert "cannot be written" in capsys.readouterr().err
-    small = torch.load(file, weights_only=False)
-    assert small(torch.zeros(2, 3, 16, 16)).shape == (2, 4, 12, 12)
+    assert run("prune", "test_commands:tiny", "--input-size", "3x16x16", "--out", str(tmp_path / "x.pt")) == 2
+    assert "name a folder" in capsys.readouterr().err
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_prune_takes_a_budget(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    options = ("test_commands:tiny", "--input-size", "3x16x16", "--macs", "0.6", "--min-channels", "2", "--no-latency")
+    assert run("prune", *options, "--out", str(tmp_path / "out")) == 0
+    text = capsys.readouterr().out
+    assert "budget: MACs: " in text
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["asked"]["limits"] == {"macs": 0.6}
+    assert report["asked"]["ratio"] is None
+    assert "at most 60 % of the MACs" in report["title"]
+    assert "prune test_commands:tiny --macs 0.6" in report["commands"]["Prune"]
+    assert "--min-channels 2" in report["commands"]["Prune"]
+    assert run("prune", *options, "--ratio", "0.5") == 2
+    assert "not both" in capsys.readouterr().err
+    assert run("prune", *options, "--parameters", "7") == 2
+    assert "cannot be met" in capsys.readouterr().err
 
 
 def test_a_folder_gets_the_report_and_a_network_that_loads(
@@ -83,6 +101,7 @@ def test_a_folder_gets_the_report_and_a_network_that_loads(
         "scope": "group",
         "exclude": [],
         "round_to": 2,
+        "min_channels": 1,
         "whole_heads": False,
         "seed": 0,
     }

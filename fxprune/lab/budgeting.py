@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune.allocation import Budget
 from fxprune.criteria import ReconstructionLoss
 from fxprune.dependency import DependencyGraph
+from fxprune.errors import ArgumentError
 from fxprune.lab import steps
 from fxprune.planning import plan_channels
 from fxprune.profiling import profile
@@ -118,10 +119,11 @@ def share_budgets(
     points = []
     for share in lab.settings.budgets:
         budget = Budget(macs=share)
-        for way, network in (
-            ("the same ratio for all", plan_channels(deps, budget=budget).apply(dense)),
-            ("by curves after recovery", by_curves(budget)),
-        ):
+        try:
+            even, uneven = plan_channels(deps, budget=budget).apply(dense), by_curves(budget)
+        except ArgumentError:  # a narrow network has no such small form
+            break
+        for way, network in (("the same ratio for all", even), ("by curves after recovery", uneven)):
             macs = profile(network, lab.example).macs
             points.append(BudgetPoint(way, macs, lab.test(network), recovered(network)))
     return Budgets(len(images), rows, tuple(points))
