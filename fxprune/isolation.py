@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["CodeTracer", "patched", "unchanged"]
 
-import builtins
 import functools
 import operator
 from collections import OrderedDict
@@ -240,8 +239,7 @@ def patched(tracer: Ladder) -> Iterator[None]:
         stack.enter_context(_factories(tracer))
         stack.enter_context(_methods(tracer))
         tracer.originals.update(isinstance=isinstance, max=max, min=min)
-        patches = {"isinstance": _is_instance, "max": _extremum(tracer, max), "min": _extremum(tracer, min)}
-        stack.enter_context(_replaced(vars(builtins), patches))
+        tracer.patches.update(isinstance=_is_instance, max=_extremum(tracer, max), min=_extremum(tracer, min))
         stack.enter_context(mock.patch.object(torch.jit.ScriptFunction, "__call__", _scripted))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))

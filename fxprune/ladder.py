@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["Again", "Ladder", "Lessons"]
 
+import builtins
 import copy
 import operator
 from collections.abc import Callable, Mapping
@@ -121,7 +122,13 @@ class Ladder(CaptureTracer):
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
 
         def forward(root: nn.Module, *inputs: Any) -> Any:
-            return self._in_both_modes(root, next(iter(reversed(self.graph.nodes))), lambda: function(root, *inputs))
+            last = next(iter(reversed(self.graph.nodes)))
+            names = vars(builtins)
+            names.update(self.patches)
+            try:
+                return self._in_both_modes(root, last, lambda: function(root, *inputs))
+            finally:
+                names.update(self.originals)
 
         return forward, args
 

@@ -36,13 +36,17 @@ class Origin:
 
     def outputs(self, layer: str) -> tuple[int, ...] | None:
         """The output channels that a layer kept, in order, or None where all stayed as they were."""
-        plan = self.layers.get(layer)
+        plan = self._of(layer)
         return None if plan is None else plan.outputs
 
     def inputs(self, layer: str) -> tuple[int, ...] | None:
         """The input channels that a layer kept, in order, or None where all stayed as they were."""
-        plan = self.layers.get(layer)
+        plan = self._of(layer)
         return None if plan is None else plan.inputs
+
+    def _of(self, layer: str) -> LayerPlan | None:
+        """What a layer kept, also by the name of its weight."""
+        return self.layers.get(layer) or self.layers.get(layer.rpartition(".")[0])
 
     def kept(self, name: str, tensor: Tensor) -> Tensor:
         """The part of one of the original's tensors that the network has, in its order; a copy."""

@@ -125,9 +125,11 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
             continue
         classes = structure.classes(group)
         sizes = classes.sizes
-        counts = class_counts(
-            sizes, (sizes * (count / len(members))).astype(np.float64), classes.balance, classes.needs
-        )
+        if len(sizes) == 1:  # as in most groups
+            counts = np.array([count])
+        else:
+            wanted = (sizes * (count / len(members))).astype(np.float64)
+            counts = class_counts(sizes, wanted, classes.balance, classes.needs)
         ranked = members[np.lexsort((-scores[members], classes.index))]  # class by class, the best first
         starts = np.cumsum(sizes) - sizes
         kept[ranked[np.arange(len(members)) - np.repeat(starts, sizes) >= np.repeat(counts, sizes)]] = False

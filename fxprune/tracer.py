@@ -73,7 +73,7 @@ class CaptureTracer(fx.Tracer):
     Attributes:
         modules: The modules of the model, by each of their names.
         installed: The ``id`` of each.
-        originals: Python's own functions that are patched while the user's code runs, by name.
+        originals, patches: Python's own functions that are patched while the user's code runs, by name.
     """
 
     proxy_buffer_attributes = True
@@ -102,6 +102,7 @@ class CaptureTracer(fx.Tracer):
         self._constants: list[Tensor] = []
         self.evaluating = False
         self.originals: dict[str, Any] = {}
+        self.patches: dict[str, Any] = {}
         self._varying = False
         self._leaves: dict[type[nn.Module], bool] = {}
 

@@ -26,8 +26,9 @@ class Reconstruction(PassBase):
 
     Each convolution and linear layer is fitted by ridge regression to what it gave in the original, at the channels
     that are left; its inputs are those that it gets from the layers before it, which are fitted already. Where its
-    output goes into a sum whose other terms are known by then, it is fitted to what makes the sum right. Batch norms
-    get the original's statistics back first, as they belong to the outputs that the layers are fitted to.
+    output goes into a sum whose other terms are known by then, it is fitted to what makes the sum right; where a ReLU
+    follows, only to what is seen behind it. Batch norms get the original's statistics back first, as they belong to the
+    outputs that the layers are fitted to.
 
     Weights that are exactly zero, or masked, stay zero: every output is then fitted among the weights that it has.
     A constant goes into the layer's bias, or into the batch norm right behind it; without either there is none. Layers

@@ -16,6 +16,7 @@ from fxprune.models import ZOO, example_inputs, randomize
 from fxprune.models.base import conv_norm, pooled_head
 from fxprune.passes import BatchNormEstimation, ConstantAbsorption, Reconstruction, VarianceRepair
 from fxprune.recovering import RUNGS, recover
+from fxprune.recovery import refit
 
 
 def images(count: int = 48, channels: int = 3, size: int = 8, seed: int = 0) -> Tensor:
@@ -154,6 +155,29 @@ def test_the_last_term_of_a_sum_makes_up_for_the_others() -> None:
     small = fxprune.prune_channels(model, images(2), {"stem": 0.7})
     found = Reconstruction(model, [images()], penalty=1e-9).call(small).graph_module
     assert relative(found(images(seed=2)), model(images(seed=2))) < 1e-3
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6()])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_only_what_a_relu_lets_through_is_fitted(
+    activation: nn.Module, flipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6), activation)
+    model = randomize(body).eval()
+    with torch.no_grad():
+        model[3].weight *= -4 if flipped else 4
+    small = fxprune.prune_channels(nn.Sequential(model, nn.Conv2d(6, 2, 1)), images(2), {"0.0": 0.5})
+    whole = nn.Sequential(model, small.get_submodule("1"))
+    errors = []
+    for repeats in (0, 3, 20):
+        monkeypatch.setattr(refit, "_REPEATS", repeats)
+        found = Reconstruction(whole, [images()], penalty=1e-6).call(small).graph_module
+        behind = found.get_submodule("0")
+        x = images()
+        for layer in behind.children():
+            x = layer(x)
+        errors.append(relative(x, model(images())))
+    assert errors[0] > errors[1] > errors[2]
 
 
 def test_masks_and_zeros_hold_and_the_rest_makes_up_for_them() -> None:
@@ -316,7 +340,14 @@ def test_only_as_many_batches_as_fit_into_memory_are_used() -> None:
 
 SAMPLE = (
     *("res2net", "channel_shuffle", "unet", "shared_convolution", "pre_activation", "temporal", "volumetric"),
-    *("squeeze_excitation_conv", "self_attention", "grouped_transposed", "several_inputs", "padded_shortcut"),
+    *(
+        "squeeze_excitation_conv",
+        "self_attention",
+        "grouped_transposed",
+        "several_inputs",
+        "padded_shortcut",
+        "functional_layers",
+    ),
 )
 
 

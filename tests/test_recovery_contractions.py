@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxprune.capture import trace
 from fxprune.models import randomize
 from fxprune.passes.fine_grained_pruning import FineGrainedPruning
 from fxprune.recovery.contractions import contractions
+from fxprune.recovery.running import Runner
 
 LAYERS = {
     "plain": (nn.Conv2d(3, 4, 3), (2, 3, 7, 6)),
@@ -56,6 +58,40 @@ def test_a_weight_can_be_taken_out_and_put_back(name: str) -> None:
     before = layer.weight.detach().clone()
     found.assign(2 * found.matrix())
     torch.testing.assert_close(layer.weight.detach(), 2 * before, rtol=0, atol=0)
+
+
+class _Functions(nn.Module):
+    """Every layer as a function of parameters that the network itself holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.empty(6, 3, 3, 3)), nn.Parameter(torch.empty(6, 4, 2, 2))
+        self.bias, self.c = nn.Parameter(torch.empty(8)), nn.Parameter(torch.empty(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.a, stride=2, padding=1)
+        x = F.conv_transpose2d(x, self.b, self.bias, stride=2, groups=2)
+        return F.linear(x.mean((2, 3)), weight=self.c)
+
+
+def test_functions_are_layers_too() -> None:
+    model = randomize(_Functions()).double()
+    gm = trace(model, random(2, 3, 8, 8))
+    runner = Runner(gm, [(random(2, 3, 8, 8),)])
+    found = list(contractions(gm))
+    assert [c.layer for c in found] == ["a", "b", "c"]
+    for layer in found:
+        runner.advance(layer.node.name, inclusive=False)
+        (x,) = runner.values(layer.source)
+        runner.advance(layer.node.name)
+        (y,) = runner.last
+        torch.testing.assert_close(layer.module(x), y)
+        rows = layer.rows(y, 50, torch.Generator())
+        given = layer.inputs(x, rows, layer.sizes(y)) @ layer.matrix().transpose(1, 2)
+        torch.testing.assert_close(given + layer.bias().reshape(layer.groups, 1, -1), layer.outputs(y, rows))
+        before = model.get_parameter(layer.layer).detach().clone()
+        layer.assign(layer.matrix() * 2)
+        assert torch.equal(model.get_parameter(layer.layer), before * 2)
 
 
 def test_rows_come_in_parts() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 __all__ = ["Chain", "chain_of"]
 
+import math
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from fxprune.recovery.contractions import Contraction
 from fxprune.recovery.norms import Norm, norm_of
@@ -16,6 +19,10 @@ from fxprune.recovery.running import Runner
 
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_LIMITS: dict[Any, tuple[float, float]] = {
+    **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), (0.0, math.inf)),
+    **dict.fromkeys((nn.ReLU6, F.relu6), (0.0, 6.0)),
+}
 _SMALL = 1e-3
 """Below what fraction of the largest scale a norm's channel says too little of its input to be turned around."""
 
@@ -29,12 +36,14 @@ class Chain:
         end: The node whose value should be right.
         steps: From the output on: batch norms, and the other terms of sums.
         joined: Whether there is a sum among them.
+        clipped: Where a ReLU behind the end, and nothing else, cuts it off from below and from above.
     """
 
     contraction: Contraction
     end: fx.Node
     steps: tuple[Norm | fx.Node, ...]
     joined: bool
+    clipped: tuple[float, float] | None = None
 
     @property
     def norm(self) -> Norm | None:
@@ -59,18 +68,24 @@ class Chain:
         elif self.norm is not None:
             self.norm.mean.sub_(by.reshape(-1).to(self.norm.mean))
 
-    def back(self, wanted: Tensor, own: Tensor, others: dict[fx.Node, Tensor], dim: int) -> Tensor:
+    def sign(self) -> Tensor:
+        """Whether each channel goes up or down, or nowhere, at the end when it goes up at the layer's output."""
+        scales = [step.affine()[0].sign() for step in self.steps if isinstance(step, Norm)]
+        bias = self.contraction.bias()
+        return torch.stack([torch.ones_like(bias), *scales]).prod(0)
+
+    def back(self, wanted: Tensor, own: Tensor, others: dict[fx.Node, Tensor]) -> Tensor:
         """What the layer would have to give for the end to be as wanted.
 
         Args:
             wanted: The end's value.
             own: What the layer gives in the original; it stands where a norm all but drops a channel.
             others: Values of the other terms.
-            dim: The dimension of channels.
 
         Returns:
             A tensor of the layer's output's shape.
         """
+        dim = self.contraction.channel_dim
         shape = [1] * wanted.dim()
         shape[dim] = -1
         value = wanted.double()
@@ -107,7 +122,16 @@ def chain_of(gm: fx.GraphModule, contraction: Contraction, runner: Runner) -> Ch
         elif not (user.op == "call_module" and isinstance(gm.get_submodule(str(user.target)), _NOTHING)):
             break
         node = end = user
-    return Chain(contraction, end, tuple(steps), joined)
+    return Chain(contraction, end, tuple(steps), joined, _clipped(gm, node))
+
+
+def _clipped(gm: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
+    """The limits of the ReLU that alone takes a node's value."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    target = type(gm.get_submodule(str(user.target))) if user.op == "call_module" else user.target
+    return _LIMITS.get(target)
 
 
 def _is_sum(node: fx.Node) -> bool:

@@ -8,14 +8,24 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fxprune.masks import WeightPlace, weight_places
+from fxprune.arguments import argument
+from fxprune.masks import WeightPlace, parameter_name, weight_places
+from fxprune.nested import leaves
 from fxprune.parametrizing import Mask
+
+_FUNCTIONS: dict[Any, type[nn.Module]] = {
+    F.linear: nn.Linear,
+    **{getattr(F, f"conv{n}d"): getattr(nn, f"Conv{n}d") for n in (1, 2, 3)},
+    **{getattr(F, f"conv_transpose{n}d"): getattr(nn, f"ConvTranspose{n}d") for n in (1, 2, 3)},
+}
+_OPTIONS = ("stride", "padding", "output_padding", "dilation", "groups")
 
 
 @dataclass(frozen=True)
@@ -45,18 +55,15 @@ class Contraction:
 
     Attributes:
         node: The call.
-        module: The layer.
+        layer: The layer's name, or the weight's where a function is called.
+        module: The layer, or one that does what the function does, with the same weight.
         place: Where its weight lives.
     """
 
     node: fx.Node
+    layer: str
     module: nn.Module
     place: WeightPlace
-
-    @property
-    def layer(self) -> str:
-        """The layer's name."""
-        return str(self.node.target)
 
     @property
     def source(self) -> fx.Node:
@@ -215,21 +222,61 @@ class Contraction:
 def contractions(gm: fx.GraphModule) -> Iterator[Contraction]:
     """The calls of convolutions and linear layers whose weights can be chosen freely, in the order of the graph.
 
-    Left out are layers that run several times or share their weight with another, and weights that a parametrization
-    of the user's own computes.
+    Left out are layers that run several times or share their weight with another, and weights that something else than
+    a mask computes.
     """
     places = weight_places(gm)
-    calls = Counter(id(gm.get_submodule(str(n.target))) for n in gm.graph.nodes if n.op == "call_module")
+    modules = {str(n.target): gm.get_submodule(str(n.target)) for n in gm.graph.nodes if n.op == "call_module"}
+    calls = Counter(id(modules[str(n.target)]) for n in gm.graph.nodes if n.op == "call_module")
     owners = Counter(place.identity for place in dict.fromkeys(places.values()))
-    named = {str(n.target) for n in gm.graph.nodes if n.op == "get_attr"}
+    loose = Counter(
+        places[name].identity
+        for n in gm.graph.nodes
+        for name in [parameter_name(str(n.target))]
+        if n.op in ("get_attr", "call_module") and name in places
+        for _ in n.users
+    )
     for node in gm.graph.nodes:
-        if node.op != "call_module":
-            continue
-        module = gm.get_submodule(str(node.target))
-        name = f"{node.target}.weight"
-        if not isinstance(module, _ConvNd | nn.Linear) or name not in places or name in named:
+        name, module = "", None
+        if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+            name, module = f"{node.target}.weight", modules[str(node.target)]
+        elif node.op == "call_function" and node.target in _FUNCTIONS:
+            name, module = _stand_in(gm, node)
+        if not isinstance(module, _ConvNd | nn.Linear) or name not in places:
             continue
         place = places[name]
         own = place.parametrization is None or all(isinstance(m, Mask) for m in place.parametrization)
-        if own and calls[id(module)] == 1 and owners[place.identity] == 1 and len(node.args) == 1:
-            yield Contraction(node, module, place)
+        runs = loose[place.identity] + (calls[id(module)] if node.op == "call_module" else 0)
+        if own and runs == 1 and owners[place.identity] == 1:
+            yield Contraction(node, str(node.target) if node.op == "call_module" else name, module, place)
+
+
+def _stand_in(gm: fx.GraphModule, node: fx.Node) -> tuple[str, nn.Module | None]:
+    """For a function: the name of its weight, and a layer that does the same with the same weight and bias."""
+    given = {name: argument(node.target, node.args, node.kwargs, name) for name in ("weight", "bias", *_OPTIONS)}
+    weight, bias = given.pop("weight"), given.pop("bias")
+    options = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(weight, fx.Node) or any(isinstance(leaf, fx.Node) for leaf in leaves(options)):
+        return "", None
+    places = weight_places(gm)
+    names = [parameter_name(str(n.target)) if isinstance(n, fx.Node) else "" for n in (weight, bias)]
+    if names[0] not in places or (bias is not None and names[1] not in places):
+        return "", None
+    tensor = places[names[0]].value
+    kind: Any = _FUNCTIONS[node.target]
+    if tensor.dim() < 2 or (kind is nn.Linear and tensor.dim() != 2):
+        return "", None
+    outer, inner = tensor.shape[:2]
+    groups = int(options.get("groups", 1))
+    if kind is nn.Linear:
+        layer = nn.Linear(inner, outer, bias is not None, device="meta")
+    elif issubclass(kind, _ConvTransposeNd):
+        layer = kind(outer, inner * groups, tensor.shape[2:], bias=bias is not None, device="meta", **options)
+    else:
+        layer = kind(inner * groups, outer, tensor.shape[2:], bias=bias is not None, device="meta", **options)
+    for attribute, name in zip(("weight", "bias"), names, strict=True):
+        if name:
+            stored = places[name].parametrization
+            parameter = getattr(places[name].owner, places[name].attribute) if stored is None else stored.original
+            setattr(layer, attribute, parameter)
+    return names[0], layer

@@ -27,11 +27,14 @@ class Stop:
         chain: The layer, and what its output is for.
         inputs: What it gets, for each batch.
         wanted: What it should give, for each batch.
+        limits: Where a ReLU behind it cuts its outputs off from below and from above, for each batch; NaN where it
+            does not. None if there is no such ReLU.
     """
 
     chain: Chain
     inputs: list[Tensor]
     wanted: list[Tensor]
+    limits: list[tuple[Tensor, Tensor]] | None
 
 
 class Layerwise:
@@ -75,14 +78,16 @@ class Layerwise:
             self._original.advance(chain.end.name, self._catch)
             own = self._caught.pop(_key(contraction, contraction.node.name))
             ends = own if chain.end is contraction.node else self._caught.pop(_key(contraction, chain.end.name))
-            wanted = own
+            others = [
+                {step: self._runner.values(step)[i] for step in chain.steps if isinstance(step, fx.Node)}
+                for i in range(len(own))
+            ]
+            wanted, limits = own, None
             if chain.joined or self._differs(chain):
-                known = {step: self._runner.values(step) for step in chain.steps if isinstance(step, fx.Node)}
-                wanted = [
-                    chain.back(end, value, {step: values[i] for step, values in known.items()}, contraction.channel_dim)
-                    for i, (end, value) in enumerate(zip(ends, own, strict=True))
-                ]
-            yield Stop(chain, self._runner.values(contraction.source), wanted)
+                wanted = [chain.back(end, value, known) for end, value, known in zip(ends, own, others, strict=True)]
+            if chain.clipped is not None:
+                limits = [_limits(chain, chain.clipped, end, known) for end, known in zip(ends, others, strict=True)]
+            yield Stop(chain, self._runner.values(contraction.source), wanted, limits)
             self._runner.advance(contraction.node.name)
 
     def _catch(self, node: fx.Node, values: list[Tensor]) -> None:
@@ -107,6 +112,15 @@ def kept_of(value: Tensor, kept: tuple[int, ...] | None, dim: int) -> Tensor:
     if kept is None:
         return value.clone()
     return value.index_select(dim, torch.tensor(kept, device=value.device))
+
+
+def _limits(
+    chain: Chain, clipped: tuple[float, float], end: Tensor, others: dict[fx.Node, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Where the layer's outputs are cut off."""
+    unsure = torch.full_like(end, torch.nan)
+    low, high = (chain.back(torch.full_like(end, limit), unsure, others).float() for limit in clipped)
+    return low, high
 
 
 def _key(contraction: Contraction, name: str) -> str:

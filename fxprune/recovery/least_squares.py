@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Moments", "fitted", "ridge"]
+__all__ = ["DEFAULT_PENALTY", "Moments", "chosen_penalty", "ridge"]
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from torch import Tensor
 _PENALTIES = tuple(10.0**e for e in range(1, -7, -1))
 """What is tried, as a fraction of the mean square of the inputs, the largest first."""
 
-_DEFAULT = 1e-2
+DEFAULT_PENALTY = 1e-2
 """What is taken where there are too few images to hold some back."""
 
 _ROUNDING = 1e-12
@@ -127,24 +127,15 @@ def _masked(lhs: Tensor, rhs: Tensor, mask: Tensor) -> Tensor:
     return change
 
 
-def fitted(
-    fit: Moments, held: Moments, penalty: float | None, mask: Tensor | None, intercept: bool
-) -> tuple[Tensor, Tensor]:
-    """The change and the shift for all rows, with the penalty that does best on those held back from a first fit.
+def chosen_penalty(fit: Moments, held: Moments, mask: Tensor | None, intercept: bool) -> float:
+    """The penalty with which a fit to some rows does best on others, largest first.
 
     Args:
         fit: Sums of the rows to fit.
-        held: Sums of the rows held back; there may be none.
-        penalty: The penalty, as for :func:`ridge`; None to choose it.
+        held: Sums of the others.
         mask: As for :func:`ridge`.
         intercept: As for :func:`ridge`.
     """
-    if penalty is None:
-        penalty = _chosen(fit, held, mask, intercept) if held.count else _DEFAULT
-    return ridge(fit + held, penalty, mask, intercept)
-
-
-def _chosen(fit: Moments, held: Moments, mask: Tensor | None, intercept: bool) -> float:
     best, least, worse = _PENALTIES[0], float("inf"), 0
     for penalty in _PENALTIES:
         error = held.error(*ridge(fit, penalty, mask, intercept))
