@@ -26,7 +26,7 @@ from fxprune.models import randomize
 from fxprune.models.zoo import ZOO, example_inputs
 from fxprune.plan import ChannelPlan
 from fxprune.profiling import Latency, Profile
-from fxprune.reports import Histogram, NetworkColumn, Report, plan_report, report_html, save_report
+from fxprune.reports import Histogram, NetworkColumn, Report, ShareTable, plan_report, report_html, save_report
 from fxprune.reports.charts import HEIGHT, WIDTH, curve_panels, histogram_panel
 from fxprune.reports.measures import change, measures, short, tiles
 from fxprune.sensitivity import Sensitivity
@@ -101,6 +101,7 @@ def full_report() -> Report:
         },
         sensitivity=curves,
         histograms={"Weights": (Histogram.of("stem.0.weight", torch.randn(8, 3, 3, 3)),)},
+        tables={"Budgets": ShareTable("What is left.", ("cost", "accuracy"), {"by eye": (0.5, 0.25)})},
         remarks=("Size: less than before.",),
     )
 
@@ -152,6 +153,7 @@ def test_json_holds_everything_and_nothing_but_json() -> None:
     assert data["networks"]["pruned"]["accuracy_fine_tuned"] == 0.88
     assert data["networks"]["pruned"]["epochs"][1] == {"epoch": 1, "loss": 0.5, "score": 0.85}
     assert data["sensitivity"]["accuracy"]["head.2"] == [0.9, 0.7]
+    assert json.loads(json.dumps(data["tables"]))["Budgets"]["rows"] == {"by eye": [0.5, 0.25]}
     histogram = data["histograms"]["Weights"][0]
     assert sum(histogram["counts"]) == histogram["values"] == 216
     assert len(histogram["edges"]) == len(histogram["counts"]) + 1
@@ -175,6 +177,7 @@ def test_the_page_holds_every_layer_and_every_reason() -> None:
     assert "2.00 ± 0.10 ms" in page.said("costs")
     assert "fxprune prune <model>" in page.said("again")
     assert "less than before" in page.said("remarks")
+    assert "What is left. costaccuracy by eye 50.00 % 25.00 %" in page.said("table-1")
     for section in ("sensitivity", "training", "weights"):
         assert section in page.text
     assert len(page.ids) == len(set(page.ids))
@@ -219,6 +222,7 @@ def hostile() -> Report:
         networks={"original": report.networks["original"], _HOSTILE: column},
         sensitivity=Sensitivity("weights", (0.5,), 0.9, {_HOSTILE: (0.5,)}),
         histograms={_HOSTILE: (Histogram.of(_HOSTILE, torch.ones(5)),)},
+        tables={_HOSTILE: ShareTable(_HOSTILE, (_HOSTILE,), {_HOSTILE: (0.5,)})},
         remarks=(f'{_HOSTILE}"onclick="alert(1)',),
         commands={_HOSTILE: _HOSTILE},
         inexact={_HOSTILE: _HOSTILE},
@@ -232,7 +236,18 @@ def test_names_are_text() -> None:
     html = report_html(hostile())
     assert "<script>alert" not in html
     page = Page(html)
-    for section in ("asked", "costs", "layers", "groups", "sensitivity", "weights", "again", "stayed", "remarks"):
+    for section in (
+        "asked",
+        "costs",
+        "layers",
+        "groups",
+        "sensitivity",
+        "weights",
+        "again",
+        "stayed",
+        "remarks",
+        "table-1",
+    ):
         assert _HOSTILE in page.said(section), section
     assert "b{{ 7 * 7 }}" in page.said("layers")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fxprune.environment import versions
-from fxprune.lab.report import counted, remarks
+from fxprune.lab.report import budget_table, counted, remarks
 from fxprune.lab.results import PACKAGES, LabResults
 from fxprune.plan import ChannelPlan
 from fxprune.reports import Histogram, NetworkColumn, Report
@@ -72,6 +72,7 @@ def lab_report(
                 Histogram.of(name, weight, nonzero_only=True) for name, weight in sparse_weights.items()
             ),
         },
+        tables={"And with a budget": budget_table(results)},
         remarks=remarks(results),
         commands={"Run the lab": settings.command},
         **plan_facts(plan),

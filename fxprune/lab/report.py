@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["budget_text", "compare", "counted", "markdown_table", "remarks", "summarise"]
+__all__ = ["budget_table", "budget_text", "compare", "counted", "markdown_table", "remarks", "summarise"]
 
 from collections.abc import Mapping, Sequence
 
 from fxprune.lab.results import LabResults, Variant
 from fxprune.profiling import Latency
+from fxprune.reports import ShareTable
 
 _MIB = 2**20
 
@@ -94,24 +95,27 @@ def remarks(results: LabResults) -> tuple[str, ...]:
     )
 
 
-def budget_text(results: LabResults) -> str:
-    """Return the section on budgets as markdown: the choices by eye beside the calls that replace them."""
-    budgets = results.budgets
-    rows = [
-        [f"{row.limited}: {row.way}", _percent(row.cost), _percent(row.accuracy), _percent(row.recovered)]
-        for row in budgets.rows
-    ]
-    macs = results.dense.costs.profile.macs
-    points = [
-        [f"channels: {point.way}", *(_percent(v) for v in (point.macs / macs, point.accuracy, point.recovered))]
-        for point in budgets.points
-    ]
-    table = markdown_table(["", "cost left", "as pruned", "recovered"], [*rows, *points])
-    return (
-        "Asked for the sizes that the choices by eye came to, and for smaller ones. Recovered: without training, from "
-        f"{counted(budgets.images, 'training image')} without labels. The cost is that of what is limited: non-zero "
-        f"parameters for weights, MACs for channels.\n\n{table}"
+def budget_table(results: LabResults) -> ShareTable:
+    """Return the choices by eye beside the calls that replace them, and what smaller budgets came to."""
+    budgets, macs = results.budgets, results.dense.costs.profile.macs
+    rows = {f"{row.limited}: {row.way}": (row.cost, row.accuracy, row.recovered) for row in budgets.rows}
+    points = {
+        f"channels: {point.way}": (point.macs / macs, point.accuracy, point.recovered) for point in budgets.points
+    }
+    return ShareTable(
+        note="Asked for the sizes that the choices by eye came to, and for smaller ones. Recovered: without training, "
+        f"from {counted(budgets.images, 'training image')} without labels. The cost is that of what is limited: "
+        "non-zero parameters for weights, MACs for channels.",
+        columns=("cost left", "as pruned", "recovered"),
+        rows=rows | points,
     )
+
+
+def budget_text(results: LabResults) -> str:
+    """Return the section on budgets as markdown."""
+    table = budget_table(results)
+    rows = [[name, *map(_percent, shares)] for name, shares in table.rows.items()]
+    return f"{table.note}\n\n{markdown_table(['', *table.columns], rows)}"
 
 
 def _budget_line(results: LabResults) -> str:

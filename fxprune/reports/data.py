@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GroupRow", "Histogram", "LayerRow", "NetworkColumn", "Report"]
+__all__ = ["GroupRow", "Histogram", "LayerRow", "NetworkColumn", "Report", "ShareTable"]
 
 import dataclasses
 import math
@@ -144,6 +144,21 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class ShareTable:
+    """A table of shares.
+
+    Attributes:
+        note: What it is about.
+        columns: Titles of the columns.
+        rows: By name, a share (0 to 1) for each column.
+    """
+
+    note: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a report says.
 
@@ -161,6 +176,7 @@ class Report:
         inexact: Nodes that compute something else with fewer channels, and why.
         sensitivity: Accuracy curves of single layers, or None.
         histograms: By title, of weights.
+        tables: By title, further figures.
         remarks: Sentences that the figures come to.
         graph: The network with what the plan does to it, to look around in; or None.
         commands: By title, what to type to get all this again.
@@ -179,6 +195,7 @@ class Report:
     inexact: Mapping[str, str] = field(default_factory=dict)
     sensitivity: Sensitivity | None = None
     histograms: Mapping[str, tuple[Histogram, ...]] = field(default_factory=dict)
+    tables: Mapping[str, ShareTable] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     graph: GraphComponent | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
@@ -212,6 +229,7 @@ class Report:
                 title: [dataclasses.asdict(histogram) for histogram in found]
                 for title, found in self.histograms.items()
             },
+            "tables": {title: dataclasses.asdict(table) for title, table in self.tables.items()},
             "remarks": list(self.remarks),
             "graph": None if self.graph is None else self.graph.scene.as_dict(),
             "commands": dict(self.commands),
