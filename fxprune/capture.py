@@ -23,11 +23,11 @@ from fxprune.aliasing import writes
 from fxprune.assembly import assembled
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
+from fxprune.evaluation import FAILURES, value_of
 from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
 from fxprune.nested import map_nested, modules_by_name
 from fxprune.signature import expect
-from fxprune.tracer import FAILURES, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
