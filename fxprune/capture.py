@@ -23,11 +23,11 @@ from fxprune.aliasing import writes
 from fxprune.assembly import assembled
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
+from fxprune.evaluation import FAILURES, value_of
 from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
 from fxprune.nested import map_nested, modules_by_name
 from fxprune.signature import expect
-from fxprune.tracer import FAILURES, value_of
 from fxprune.training import TRAINING_FLAG, TrainingState
 
 Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -150,7 +150,7 @@ def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModu
     graph._tracer_cls = CodeTracer  # unpickling traces the generated code again, and needs no values for that
     gm = assembled(root, graph, type(model).__name__)
     adopt(gm, model)
-    conform(gm, model)
+    conform(gm, tracer.modules)
     return gm
 
 
@@ -178,9 +178,14 @@ def adopt(gm: nn.Module, model: nn.Module, taken: Callable[[Any], Any] = lambda 
             gm.add_module(name, taken(child))
 
 
-def conform(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Give what torch.fx rebuilt the mode, and what it registered the persistence, that they have in ``model``."""
-    modules = modules_by_name(model)
+def conform(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> None:
+    """Give what torch.fx rebuilt the mode, and what it registered the persistence, that they have in a model.
+
+    Args:
+        gm: Its graph.
+        modules: All of its modules by name.
+    """
+    model = modules[""]
     for name, module in modules_by_name(gm).items():
         owner = name.removesuffix(TRAINING_FLAG).rstrip(".") if name.endswith(TRAINING_FLAG) else name
         training = modules.get(owner, model).training

@@ -41,6 +41,9 @@ IntArray = NDArray[np.int64]
 POSITIONS = 1 << 18
 """Up to how many positions of a value are told apart: the scores of every anchor in an image are not worth it."""
 
+_SPARE = 1 << 16
+"""Bytes that a view of labels may leave unused, and more than four times its own."""
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -143,6 +146,8 @@ def compact(tensor: Tensor) -> Layer:
                 dims.append(dim)
             else:
                 tensor = first
+    if tensor.untyped_storage().nbytes() > _SPARE + 4 * tensor.nbytes:
+        tensor = tensor.clone()  # or it would hold all that an operator made
     return Layer(tensor, tuple(dims))
 
 

@@ -20,11 +20,12 @@ from torch import Tensor, fx, nn
 
 from fxprune.conversion import Converts
 from fxprune.decompositions import DECOMPOSITIONS
+from fxprune.evaluation import FAILURES, twin_of
 from fxprune.modes import FOLLOWS, OPPOSES, Differ, Mode, counters, merge
 from fxprune.opaque import Closed, OpaqueCall, Probed, Spy, blank_copy, enclosing, holds_proxy, map_leaves, probe
 from fxprune.proxies import ValueProxy
 from fxprune.sources import user_frame
-from fxprune.tracer import FAILURES, CaptureTracer, twin_of
+from fxprune.tracer import CaptureTracer
 from fxprune.training import Flag, mode_of
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")

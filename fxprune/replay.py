@@ -200,6 +200,9 @@ class Replay(Reading):
     def freeze(self, labels: Tensor, text: str) -> None:
         """Frozen labels are alive by construction."""
 
+    def keep_copy(self, value: Labels) -> None:
+        """What it would freeze is frozen."""
+
     def pin(self, layer: Layer, dims: Sequence[int], text: str) -> None:
         """Every position along ``dims`` must be left."""
         full: tuple[int, ...] = self._next()

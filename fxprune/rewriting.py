@@ -44,18 +44,19 @@ def graph_over(gm: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         ArgumentError: ``model`` lacks a layer or tensor of the graph, or has it in another shape.
     """
     # A graph module makes itself the owner of its graph, and what says the mode belongs to the traced module.
-    root = _targets(gm, model)
+    modules = modules_by_name(model)
+    root = _targets(gm, modules)
     root.update({name: copy.deepcopy(state) for name, state in root.items() if name.endswith(TRAINING_FLAG)})
     over = assembled(root, copied_graph(gm.graph), gm.__class__.__name__)
     adopt(over, model)
-    conform(over, model)
+    conform(over, modules)
     return over
 
 
-def _targets(gm: fx.GraphModule, model: nn.Module) -> dict[str, Any]:
-    """The layers and tensors that the graph calls, as ``model`` has them."""
+def _targets(gm: fx.GraphModule, here: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """The layers and tensors that the graph calls, as the model of these modules has them."""
     root: dict[str, Any] = {}
-    before, here = modules_by_name(gm), modules_by_name(model)
+    before = modules_by_name(gm)
     for node in gm.graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
@@ -68,7 +69,7 @@ def _targets(gm: fx.GraphModule, model: nn.Module) -> dict[str, Any]:
         except (AttributeError, KeyError):
             if not name.rpartition(".")[2].startswith("_"):  # what tracing itself added
                 raise ArgumentError(
-                    f"{type(model).__name__} has no '{name}', which the plan was made for; "
+                    f"{type(here['']).__name__} has no '{name}', which the plan was made for; "
                     "apply the plan to the model that it was made for"
                 ) from None
             root[name] = traced
@@ -216,7 +217,8 @@ def rebuild(
     Raises:
         ArgumentError: As from :func:`graph_over`.
     """
-    targets = _targets(gm, model)
+    modules = modules_by_name(model)
+    targets = _targets(gm, modules)
     memo: dict[int, Any] = {}
     for name, value in targets.items():
         for path, tensor in _tensors(value, name).items():
@@ -227,7 +229,7 @@ def rebuild(
     edit(graph)
     result = assembled(root, graph, gm.__class__.__name__)
     adopt(result, model, lambda value: _copy(value, memo))
-    conform(result, model)
+    conform(result, modules)
     return result
 
 

@@ -1,18 +1,16 @@
-"""The tracer: torch.fx's own, with a value for every node and a leaf policy.
+"""The tracer: torch.fx's own, with a leaf policy and nodes for all that the traced code touches.
 
 Which layers are leaves is the leaf policy; everything built of layers is traced through.
 """
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "CaptureTracer", "twin_of", "value_of"]
+__all__ = ["CaptureTracer"]
 
 import builtins
-import copy
 import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -24,32 +22,13 @@ from torch.fx._symbolic_trace import _orig_module_call
 from fxprune.arguments import in_order
 from fxprune.assembly import append_node
 from fxprune.decompositions import DECOMPOSITIONS
-from fxprune.errors import TraceError
-from fxprune.nested import modules_by_name, tensors_by_name
-from fxprune.opaque import (
-    UNKNOWN,
-    Rebuilt,
-    differences,
-    map_leaves,
-)
+from fxprune.evaluation import EvaluatingTracer
+from fxprune.nested import tensors_by_name
+from fxprune.opaque import Rebuilt
 from fxprune.proxies import ValueProxy
-from fxprune.shapes import MetaRunner, to_meta
 from fxprune.signature import holds_tensor, is_literal
 from fxprune.sources import user_frame
 from fxprune.training import TRAINING_FLAG, Flag
-
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    RuntimeError,
-    TraceError,
-    TypeError,
-    ValueError,
-)
-"""What the forward of a module can raise when it meets something that is not a tensor."""
 
 _LITERALS = frozenset((bool, int, float, str, type(None)))
 _CONTAINERS = (
@@ -62,7 +41,7 @@ _CONTAINERS = (
 )
 
 
-class CaptureTracer(fx.Tracer):
+class CaptureTracer(EvaluatingTracer):
     """The tracer: see the module's docstring.
 
     Args:
@@ -71,8 +50,7 @@ class CaptureTracer(fx.Tracer):
         device: The model's device.
 
     Attributes:
-        modules: The modules of the model, by each of their names.
-        installed: The ``id`` of each.
+        installed: The ``id`` of each module of the model.
         originals, patches: Python's own functions that are patched while the user's code runs, by name.
     """
 
@@ -84,26 +62,17 @@ class CaptureTracer(fx.Tracer):
         example: Mapping[str, Any],
         device: torch.device,
     ) -> None:
-        super().__init__(autowrap_modules=(math,))
-        self.runner = MetaRunner(device)
-        self.example = example
-        self.modules = modules_by_name(model)
+        super().__init__(model, example, device)
         self.installed = {id(module) for module in self.modules.values()}
         self.names: dict[int, str] = {}
-        self.tensors: dict[str, Tensor] = {}
         for name, tensor in tensors_by_name(self.modules):
             self.names.setdefault(id(tensor), name)
             self.tensors[self.names[id(tensor)]] = tensor
-        self.helpers: dict[str, nn.Module] = {}
-        self.failure: tuple[str, BaseException] | None = None
         self.baked: dict[str, Any] = {}
         self._defaults = False
-        self.refused: fx.Node | None = None
         self._constants: list[Tensor] = []
-        self.evaluating = False
         self.originals: dict[str, Any] = {}
         self.patches: dict[str, Any] = {}
-        self._varying = False
         self._leaves: dict[type[nn.Module], bool] = {}
 
     # What torch.fx asks of a tracer -----------------------------------------------------------------------------------
@@ -200,7 +169,7 @@ class CaptureTracer(fx.Tracer):
             if kwargs:
                 args, kwargs = self._in_order(kind, target, args, kwargs)
             node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
-            self._value(node)
+            self.evaluate(node)
         finally:
             names.update(patches)
         node.meta["source"] = user_frame()
@@ -250,21 +219,6 @@ class CaptureTracer(fx.Tracer):
         called, named = in_order(type(module).forward, (module, *args), kwargs)
         return called[1:], named
 
-    def _value(self, node: fx.Node) -> None:
-        """Find a node's value."""
-        self.evaluating = True  # a layer that runs on meta tensors is not to be traced
-        try:
-            node.meta["val"] = self._evaluate(node, value_of)
-            if self._varying:
-                self._follow_twin(node)
-        except FAILURES as error:
-            if self.failure is None:
-                self.refused = node
-            self.note_failure(self._where(node), error)
-            raise
-        finally:
-            self.evaluating = False
-
     def tensor_node(self, tensor: Tensor) -> ValueProxy:
         """A tensor of the model, or one that belongs to no module, as a value of the graph."""
         name = self.names.get(id(tensor))
@@ -294,87 +248,6 @@ class CaptureTracer(fx.Tracer):
         self.helpers[target] = helper
         return target
 
-    def note_differences(self, node: fx.Node, twin: Any) -> None:
-        """Note what of a node's value is not to decide anything, by another value that it could have."""
-        varies = differences(node.meta["val"], twin)
-        if varies:
-            self._varying = True
-            node.meta["varies"], node.meta["twin"] = varies, twin
-
-    def _follow_twin(self, node: fx.Node) -> None:
-        """See whether what depends on numbers behind an opaque call decides the value of a node."""
-        sources = [n for n in node.all_input_nodes if "varies" in n.meta]
-        if not sources:
-            return
-        try:
-            twin = self._evaluate(node, twin_of)
-        except FAILURES:
-            twin = UNKNOWN
-        if isinstance(node.meta["val"], int | float) and any(isinstance(n.meta["val"], int | float) for n in sources):
-            twin = UNKNOWN  # a comparison may come out the same, and need not
-        self.note_differences(node, twin)
-
-    def _evaluate(self, node: fx.Node, of: Callable[[fx.Node], Any]) -> Any:
-        if node.op == "placeholder":
-            return to_meta(self.example[str(node.target).lstrip("*")])
-        if node.op == "get_attr":
-            return self.runner.attribute(self.tensors[str(node.target)])
-        if node.op == "output":
-            return None
-        args = fx.node.map_arg(node.args, of)
-        kwargs = fx.node.map_arg(node.kwargs, of)
-        if node.op == "call_module":
-            target = str(node.target)
-            helper = self.helpers.get(target)
-            if helper is not None:
-                return helper(*args, **kwargs)
-            return self.runner.module(self.modules[target], args, kwargs)
-        if node.op == "call_method":
-            return self.runner.method(str(node.target), args, kwargs)
-        if node.target is getattr:
-            return self.runner.get(args[0], str(args[1]))
-        return self.runner.call(node.target, args, kwargs)  # type: ignore[arg-type]
-
-    def own_error(self) -> BaseException | None:
-        """What the call that failed on the meta device raises on numbers: the model's own words."""
-        node = self.refused
-        if node is None or self.runner.device.type == "meta":
-            return None
-        values = fx.node.map_arg((node.args, node.kwargs), value_of)
-        args, kwargs = map_leaves(self._zeros, values)
-        try:
-            with torch.no_grad():
-                if node.op == "call_module":
-                    copy.deepcopy(self.root.get_submodule(str(node.target)))(*args, **kwargs)
-                elif node.op == "call_method":
-                    getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                elif node.op == "call_function":
-                    node.target(*args, **kwargs)  # type: ignore[operator]
-        except FAILURES as error:
-            return error
-        return None
-
-    def _zeros(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return torch.zeros(value.shape, dtype=value.dtype, device=self.runner.device)
-
-    def _where(self, node: fx.Node) -> str:
-        path = self.scope.module_path or "the model itself"
-        shapes = [tuple(v.shape) for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)]
-        inputs = f" with inputs of shape {', '.join(map(str, shapes))}" if shapes else ""
-        return f"{path} ({node.op} {getattr(node.target, '__name__', node.target)}{inputs})"
-
-    def note_failure(self, where: str, error: BaseException) -> None:
-        """Keep the first failure: the others followed from it."""
-        if self.failure is None:
-            self.failure = (where, error)
-
-    def reason(self, error: BaseException) -> str:
-        """Why tracing failed, in one line: the first failure, which others may have followed."""
-        reason = self.failure[1] if self.failure else error
-        return f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
-
     def nodes_after(self, last: fx.Node) -> list[fx.Node]:
         """What was recorded since a node was the last; nodes of modes belong to all."""
         found = []
@@ -389,16 +262,6 @@ class CaptureTracer(fx.Tracer):
         """Forget what was recorded since a node was the last."""
         for node in reversed(self.nodes_after(last)):
             self.graph.erase_node(node)
-
-
-def value_of(node: fx.Node) -> Any:
-    """The value of a traced node for the example inputs; tensors are on the meta device."""
-    return node.meta["val"]
-
-
-def twin_of(node: fx.Node) -> Any:
-    """Another value that a traced node could have, if it depends on more than shapes; else the same one."""
-    return node.meta.get("twin", node.meta.get("val"))
 
 
 def _is_leaf(kind: type[nn.Module]) -> bool:

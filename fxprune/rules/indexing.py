@@ -210,11 +210,10 @@ def _constant(ctx: Reading, part: Any) -> list[int] | None:
     """The indices, if they are written in the code or held by the model."""
     if isinstance(part, Labels) and part.parameter and len(part.full) == 1:
         part = ctx.original(part.parameter)
-        if part.is_meta or part.is_floating_point():
-            return None
-        part = part.tolist()
+        numbers = not (part.is_meta or part.is_floating_point() or part.is_complex() or part.dtype is torch.bool)
+        return part.tolist() or None if numbers else None
     good = isinstance(part, list) and part and all(type(i) is int for i in part)
-    return [int(i) for i in part] if good else None
+    return list(part) if good else None
 
 
 def _by_mask(ctx: Reading) -> bool:

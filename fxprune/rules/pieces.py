@@ -4,13 +4,13 @@ from __future__ import annotations
 
 __all__: list[str] = []
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.labels import Labels, Layer
 from fxprune.reading import Reading
@@ -152,7 +152,13 @@ def roll(ctx: Reading, input: Labels, shifts: Any, dims: Any = ()) -> Any:
                     steps[i] = left
     if steps != (list(shifts) if nested else [shifts]):
         ctx.argument(1, "shifts", type(shifts)(steps) if nested else steps[0], shifts)
-    return ctx.move(lambda t: t.roll(steps, along), input, (), {}, None)
+    return ctx.move(lambda t: _rolled(t, steps, along), input, (), {}, None)
+
+
+def _rolled(tensor: Tensor, steps: Sequence[int], along: Sequence[int]) -> Tensor:
+    """Labels that are the same all along a dimension stay what they are: to roll them would write all of them out."""
+    moved = [(step, dim) for step, dim in zip(steps, along, strict=True) if tensor.stride(dim)]
+    return tensor.roll(*zip(*moved, strict=True)) if moved else tensor
 
 
 # Several tensors into one ---------------------------------------------------------------------------------------------
