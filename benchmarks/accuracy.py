@@ -215,7 +215,7 @@ def experiment(network: str, seed: int, peer: bool) -> Iterator[Result]:
                 recovered = BatchNormEstimation(few).call(small).graph_module
             seconds = time.perf_counter() - start
             tuned = fxprune.fine_tune(
-                recovered, batches(x, y, seed), epochs=1, lr=0.02, weight_decay=5e-4, progress=False
+                recovered, batches(x, y, seed), epochs=1, lr=0.01, weight_decay=5e-4, progress=False
             )
             scores = [accuracy(network, *test) for network in (small, recovered, tuned)]
             yield Result(network, seed, method, budget, macs(small, image) / whole, *scores, seconds)

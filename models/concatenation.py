@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CReLU", "CrossStagePartial", "Dense", "Inception", "Res2Net", "Slices", "SplitBranches"]
+__all__ = ["CReLU", "CrossStagePartial", "Dense", "DenseLayer", "Inception", "Res2Net", "Slices", "SplitBranches"]
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,15 @@ from torch.nn import functional as F
 from fxprune.models.base import Network, conv_norm, pooled_head
 
 
-class _DenseLayer(nn.Module):
-    def __init__(self, inputs: int, growth: int) -> None:
+class DenseLayer(nn.Module):
+    """A 1x1 convolution to ``inner`` channels and a 3x3 one to ``growth``, which are put behind the inputs."""
+
+    def __init__(self, inputs: int, growth: int, inner: int) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, 2 * growth, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(2 * growth)
-        self.conv2 = nn.Conv2d(2 * growth, growth, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(F.relu(self.norm1(x)))
@@ -31,11 +33,11 @@ class Dense(Network):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.block1 = nn.Sequential(*(_DenseLayer(16 + 8 * i, 8) for i in range(3)))
+        self.block1 = nn.Sequential(*(DenseLayer(16 + 8 * i, 8, 16) for i in range(3)))
         self.transition = nn.Sequential(
             nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 20, 1, bias=False), nn.AvgPool2d(2)
         )
-        self.block2 = nn.Sequential(*(_DenseLayer(20 + 8 * i, 8) for i in range(2)))
+        self.block2 = nn.Sequential(*(DenseLayer(20 + 8 * i, 8, 16) for i in range(2)))
         self.norm = nn.BatchNorm2d(36)
         self.classifier = nn.Linear(36, 10)
 

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 __all__ = ["DenseNet"]
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.models.base import pooled_head, scaled
-
-
-class _Layer(nn.Module):
-    def __init__(self, inputs: int, growth: int) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, 4 * growth, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(4 * growth)
-        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(F.relu(self.norm1(x)))
-        return torch.cat([x, self.conv2(F.relu(self.norm2(out)))], 1)
+from fxprune.models.concatenation import DenseLayer
 
 
 class DenseNet(nn.Module):
@@ -51,7 +38,7 @@ class DenseNet(nn.Module):
                 parts += [nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)]
                 channels //= 2
             for _ in range(depth):
-                parts.append(_Layer(channels, growth))
+                parts.append(DenseLayer(channels, growth, 4 * growth))
                 channels += growth
         self.blocks = nn.Sequential(*parts)
         self.norm = nn.BatchNorm2d(channels)
