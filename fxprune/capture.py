@@ -71,6 +71,9 @@ def bind_example(model: nn.Module, example_inputs: Example) -> dict[str, Any]:
     return dict(bound.arguments)
 
 
+_UNWRITABLE = frozenset('"\\\n\r')
+
+
 def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     """Capture a model as a graph, with the shape of every value.
 
@@ -95,6 +98,12 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace needs an nn.Module, not {type(model).__name__}")
+    unwritable = next((name for name in modules_by_name(model) if not _UNWRITABLE.isdisjoint(name)), None)
+    if unwritable is not None:
+        raise TraceError(
+            f"{type(model).__name__} has a submodule called {unwritable!r}: torch.fx writes names into the code that it "
+            "generates, and can write no quotation mark, backslash or line break; give it another name"
+        )
     example = bind_example(model, example_inputs)
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")

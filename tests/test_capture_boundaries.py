@@ -299,3 +299,11 @@ def test_inputs_of_the_wrong_type(inputs: Any) -> None:
 def test_only_modules_are_traced() -> None:
     with pytest.raises(ArgumentTypeError, match=r"trace needs an nn.Module, not function"):
         trace(F.relu, images())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("character", ['"', "\\", "\n"])
+def test_a_name_that_no_code_can_be_written_with_is_named(character: str) -> None:
+    model = nn.Sequential()
+    model.add_module(f"a{character}b", nn.Conv2d(3, 4, 1))
+    with pytest.raises(TraceError, match="quotation mark, backslash or line break"):
+        trace(model, torch.zeros(1, 3, 4, 4))
