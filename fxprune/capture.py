@@ -101,8 +101,8 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     unwritable = next((name for name in modules_by_name(model) if not _UNWRITABLE.isdisjoint(name)), None)
     if unwritable is not None:
         raise TraceError(
-            f"{type(model).__name__} has a submodule called {unwritable!r}: torch.fx writes names into the code that it "
-            "generates, and can write no quotation mark, backslash or line break; give it another name"
+            f"{type(model).__name__} has a submodule called {unwritable!r}: torch.fx writes names into the code that "
+            "it generates, and can write no quotation mark, backslash or line break; give it another name"
         )
     example = bind_example(model, example_inputs)
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
