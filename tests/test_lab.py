@@ -352,6 +352,7 @@ def test_budgets_are_those_of_the_choices_by_eye(run: LabRun) -> None:
     text = summarise(run.results)
     assert "## And with a budget" in text
     assert f"{100 * curves.recovered:.2f} %" in text
+    assert text.count("| channels, 50 %: ") == len(run.results.budgets.points) == 2
 
 
 def test_the_trade_off_shows_all_networks(run: LabRun) -> None:

@@ -46,12 +46,14 @@ class BudgetPoint:
     """One point of the curves of channels under smaller and smaller budgets.
 
     Attributes:
+        share: Of the dense network's MACs that was asked for.
         way: How the budget was shared out, in words.
         macs: Of the network.
         accuracy: Test accuracy as pruned.
         recovered: The same after recovery.
     """
 
+    share: float
     way: str
     macs: int
     accuracy: float
@@ -125,7 +127,7 @@ def share_budgets(
             break
         for way, network in (("the same ratio for all", even), ("by curves after recovery", uneven)):
             macs = profile(network, lab.example).macs
-            points.append(BudgetPoint(way, macs, lab.test(network), recovered(network)))
+            points.append(BudgetPoint(share, way, macs, lab.test(network), recovered(network)))
     return Budgets(len(images), rows, tuple(points))
 
 

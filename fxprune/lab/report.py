@@ -100,7 +100,8 @@ def budget_table(results: LabResults) -> ShareTable:
     budgets, macs = results.budgets, results.dense.costs.profile.macs
     rows = {f"{row.limited}: {row.way}": (row.cost, row.accuracy, row.recovered) for row in budgets.rows}
     points = {
-        f"channels: {point.way}": (point.macs / macs, point.accuracy, point.recovered) for point in budgets.points
+        f"channels, {100 * point.share:g} %: {point.way}": (point.macs / macs, point.accuracy, point.recovered)
+        for point in budgets.points
     }
     return ShareTable(
         note="Asked for the sizes that the choices by eye came to, and for smaller ones. Recovered: without training, "
