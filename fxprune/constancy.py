@@ -64,7 +64,7 @@ def known_values(gm: fx.GraphModule) -> dict[str, Known]:
         By node name, for those that give a floating-point tensor. None at all where tensors are written to that are
         needed later as well, or where the network does not run on zeros.
     """
-    network = copy.deepcopy(gm).double().eval()
+    network = copy.deepcopy(gm).cpu().double().eval()
     if any(_needed_later(node, network.get_submodule) for node in network.graph.nodes):
         return {}
     reading = _Constants(network)

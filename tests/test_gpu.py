@@ -15,9 +15,12 @@ from fxprune import (
     finalize,
     fine_tune,
     plan_channels,
+    plan_dead_channels,
     profile,
     prune_channels,
     prune_weights,
+    recover,
+    recovery_curves,
     trace,
     verify,
 )
@@ -213,3 +216,32 @@ def test_one_step_on_cuda_is_one_step_on_the_cpu() -> None:
         results.append({key: value.cpu() for key, value in small.state_dict().items()})
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["vgg", "residual", "dense", "resnext", "grouped_transposed"])
+def test_recovery_gives_the_same(name: str) -> None:
+    model, on_cuda, inputs = pair(name)
+    plan = plan_channels(DependencyGraph.from_model(model, inputs), 0.4)
+    expected = recover(plan.apply(model), model, [(inputs, None)])
+    found = recover(plan.apply(on_cuda), on_cuda, [(moved(inputs), None)])
+    assert [rung.kept for rung in found.rungs] == [rung.kept for rung in expected.rungs]
+    assert found.rungs[-1].error == pytest.approx(expected.rungs[-1].error, rel=1e-4)
+    assert all(tensor.is_cuda for tensor in found.network.state_dict().values())
+
+
+def test_curves_and_criterion_give_the_same() -> None:
+    model, on_cuda, inputs = pair("residual")
+    expected = recovery_curves(DependencyGraph.from_model(model, inputs), [(inputs, None)])
+    found = recovery_curves(DependencyGraph.from_model(on_cuda, moved(inputs)), [(moved(inputs), None)])
+    for layer, points in expected.accuracy.items():
+        assert found.accuracy[layer] == pytest.approx(points, abs=1e-4)
+
+
+def test_dead_channels_are_found_and_their_constants_absorbed() -> None:
+    _, on_cuda, inputs = pair("vgg")
+    with torch.no_grad():
+        for parameter in on_cuda.parameters():
+            parameter[::2] = 0
+    plan = plan_dead_channels(DependencyGraph.from_model(on_cuda, moved(inputs)))
+    assert not plan.kept.all()
+    assert verify(on_cuda, plan, moved(inputs)).max_relative_error < LIMIT

@@ -136,6 +136,30 @@ def test_nothing_is_done_to_a_network_that_lost_nothing(kind: str) -> None:
     assert not ConstantAbsorption(model, [images()]).call(small).modified
 
 
+def test_norms_that_were_trained_since_are_made_up_for() -> None:
+    model, small = with_twins("plain")
+    with torch.no_grad():
+        for name in ("first.1", "second.1"):
+            norm = small.get_submodule(name)
+            norm.weight *= torch.linspace(0.5, -1.5, len(norm.weight))
+            norm.bias += 0.3
+    found = Reconstruction(model, images().split(16), penalty=1e-9).call(small).graph_module.eval()
+    other = images(16, seed=9)
+    assert relative(found(other), model(other)) < 1e-3
+
+
+def test_a_network_that_was_pruned_twice_is_compared_with_the_one_before() -> None:
+    model = randomize(_Plain()).eval()
+    once = fxprune.prune_channels(model, images(2), {"first.0": 0.34})
+    twice = fxprune.prune_channels(once, images(2), {"second.0": 0.25})
+    assert isinstance(once, fx.GraphModule)
+    assert isinstance(twice, fx.GraphModule)
+    result = recover(twice, once, [images()])
+    assert result.rungs[-1].error < result.rungs[0].error
+    with pytest.raises(ArgumentError, match="pruned from"):
+        recover(twice, model, [images()])
+
+
 class _Late(nn.Module):
     """The block is wrong by what the shortcut lost: only its last layer can make up for that."""
 

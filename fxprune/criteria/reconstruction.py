@@ -183,7 +183,7 @@ class Surgeon:
         self.reader = reader
         self.weight = reader.weight.clone()
         ridge = _RIDGE * reader.products.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-        eye = torch.eye(columns, dtype=torch.float64)
+        eye = torch.eye(columns, dtype=torch.float64, device=ridge.device)
         self._inverse = torch.linalg.inv(reader.products + ridge[:, None, None] * eye)
         taps = groups * columns // len(position)
         self._slots: dict[int, list[tuple[int, Tensor]]] = {}
@@ -205,7 +205,7 @@ class Surgeon:
             inverse = self._inverse[groups[:, None, None], columns[:, :, None], columns[:, None, :]]
             weight = (self.weight * self.reader.scale)[groups[:, None], :, columns]  # (slots, taps, outputs)
             cost = (weight * torch.linalg.solve(inverse, weight)).sum((1, 2))
-            np.add.at(found, [p for p, _, _ in slots], cost.numpy())
+            np.add.at(found, [p for p, _, _ in slots], cost.cpu().numpy())
         return found
 
     def take(self, unit: int) -> None:
