@@ -47,7 +47,7 @@ except ImportError:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "VGG": lambda: VGG(0.125),
-    "ResNet-20": lambda: ResNet20(0.5),
+    "ResNet-20": ResNet20,
     "DenseNet": lambda: DenseNet(0.67, depth=3),
     "MobileNetV2": lambda: MobileNetV2(0.5),
 }
