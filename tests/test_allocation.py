@@ -65,9 +65,7 @@ def test_a_budget_of_macs_is_met_and_used_up(name: str, allocation: str) -> None
         small = fxprune.profile(plan.apply(deps.gm), example_inputs(name))
         assert abs(limit.after - small.macs) <= 2
         assert limit.after <= limit.most == pytest.approx(share * limit.before)
-        assert max(_next_steps(deps, plan)) > limit.most
-        if not plan.structure.rects:  # blocks change by as many as there are
-            assert limit.after >= 0.9 * limit.most
+        assert min(_next_steps(deps, plan)) > limit.most  # no group can keep any more
         assert set(plan.allocation.ratios) <= {group.name for group in deps.prunable}
 
 

@@ -77,13 +77,13 @@ class LatencyTable:
     error: float
 
     @classmethod
-    def measure(cls, deps: DependencyGraph, runs: int = 7, progress: bool = True) -> LatencyTable:
+    def measure(cls, deps: DependencyGraph, runs: int = 7, progress: bool | None = None) -> LatencyTable:
         """Measure a network on the device that it is on.
 
         Args:
             deps: Its dependency graph, with weights.
             runs: How often each network runs; the medians count.
-            progress: Whether to show a progress bar.
+            progress: Whether to show a progress bar; by default where stderr is a terminal.
 
         Raises:
             ArgumentError: The weights are on the meta device, or ``runs`` is below 1.
@@ -98,7 +98,8 @@ class LatencyTable:
         costs = Costs.of(deps, traffic=True)
         inputs = _inputs(deps.gm, device)
         samples: list[tuple[NDArray[Any], dict[str, float], float]] = []
-        with tqdm(total=1 + len(_EVEN) + _UNEVEN, desc="latency table", unit="network", disable=not progress) as bar:
+        quiet = None if progress is None else not progress
+        with tqdm(total=1 + len(_EVEN) + _UNEVEN, desc="latency table", unit="network", disable=quiet) as bar:
             for kept, network in _networks(deps):
                 times = _node_times(network, inputs, device, runs)
                 whole = measure_latency(network, inputs, warmup=1, runs=runs).median

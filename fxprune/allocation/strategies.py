@@ -52,9 +52,9 @@ def allocate(
     if not fits(smallest):
         raise ArgumentError(_too_small(widths, meters, smallest))
     if strategy == "uniform":
-        return _walked(widths, fits, *_uniform(widths, fits, active)), None
+        return _filled(widths, fits, _walked(widths, fits, *_uniform(widths, fits, active))), None
     if strategy == "global":
-        return _walked(widths, fits, *_ranked(widths, fits, active, relative)), None
+        return _filled(widths, fits, _walked(widths, fits, *_ranked(widths, fits, active, relative))), None
     assert not isinstance(strategy, str)
     start, _ = _uniform(widths, fits, active)
     counts, bound = knapsack(widths, meters, start, strategy)
@@ -115,13 +115,29 @@ def _walked(widths: Widths, fits: Callable[[Counts], bool], counts: Counts, beyo
     return counts
 
 
+def _filled(widths: Widths, fits: Callable[[Counts], bool], counts: Counts) -> Counts:
+    """Use up what is left of the budget, much where blocks are coarse: the group that lost most comes first."""
+    counts = dict(counts)
+    open_ = {group for group, count in counts.items() if count < widths.sizes[group]}
+    while open_:
+        group = min(open_, key=lambda g: counts[g] / widths.sizes[g])
+        more = {**counts, group: widths.larger(group, counts[group])}
+        if not fits(more):
+            open_.discard(group)
+            continue
+        counts = more
+        if counts[group] == widths.sizes[group]:
+            open_.discard(group)
+    return counts
+
+
 def _grown(widths: Widths, fits: Callable[[Counts], bool], counts: Counts, curves: Mapping[int, Curve]) -> Counts:
     """Use up what is left of the budget, always where a unit more saves the most."""
     counts = dict(counts)
     open_ = {group for group, count in counts.items() if count < widths.sizes[group]}
     while open_:
-        group = max(open_, key=lambda g: curves[g].gain(counts[g], widths.next(g, counts[g]), widths.sizes[g]))
-        more = {**counts, group: widths.next(group, counts[group])}
+        group = max(open_, key=lambda g: curves[g].gain(counts[g], widths.larger(g, counts[g]), widths.sizes[g]))
+        more = {**counts, group: widths.larger(group, counts[group])}
         if fits(more):
             counts = more
             if counts[group] == widths.sizes[group]:

@@ -70,6 +70,13 @@ class Widths:
         """The allowed count after one, or the same if it is the whole group."""
         return self.allowed(group, count + 1)
 
+    def larger(self, group: int, count: int) -> int:
+        """The next allowed count of which more units really stay, as blocks go up by several at once."""
+        now, found = self.removed(group, count), self.next(group, count)
+        while found < self.sizes[group] and np.array_equal(self.removed(group, found), now):
+            found = self.next(group, found)
+        return found
+
     def dimensions(self, counts: Mapping[int, int]) -> IntArray:
         """The sizes of all dimensions."""
         sizes: IntArray = self.costs.whole.copy()
