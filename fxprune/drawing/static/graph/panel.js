@@ -98,10 +98,15 @@
       );
     }
 
-    /** A name that keeps its end where it must be cut. */
+    /** A name that goes over several lines where it must, as layers of different modules often end alike. */
     rowName(name, note, used, font) {
-      const room = this.host.clientWidth - 36 - used - 12 - widthOf(note, FONTS.note);
-      return html('span', { class: 'fxg-row-name', title: name }, fit(name, Math.max(60, room), font, true));
+      const room = Math.max(60, this.host.clientWidth - 36 - used - 12 - widthOf(note, FONTS.note));
+      const lines = name.split(/(?<=[./])/).reduce((found, part) => {
+        const line = found.at(-1) + part;
+        return widthOf(line, font) <= room ? [...found.slice(0, -1), line] : [...found, part];
+      }, ['']);
+      const shown = lines.filter(Boolean).map((line) => fit(line, room, font, true));
+      return html('span', { class: 'fxg-row-name', title: name }, ...shown.flatMap((line, i) => (i ? [html('br'), line] : [line])));
     }
 
     section(title, note, ...children) {
