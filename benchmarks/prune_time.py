@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -301,7 +302,7 @@ original and the result. An empty cell was not measured.
 
 def document(timings: Sequence[Timing], rounds: int) -> str:
     """The results as a page of markdown."""
-    version = torch_pruning.__version__ if torch_pruning is not None else "not installed"
+    version = metadata.version("torch-pruning") if torch_pruning is not None else "not installed"
     lines = [
         *_HEAD.format(
             processor=_processor(),
