@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.aliasing import writes
 from fxprune.assembly import assembled
+from fxprune.collection import collector_paused
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.evaluation import FAILURES, value_of
@@ -111,7 +112,7 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     while True:
         tracer = Ladder(model, example, device, lessons)
         try:
-            with unchanged(model, tracer), patched(tracer):
+            with collector_paused(), unchanged(model, tracer), patched(tracer):
                 graph = tracer.trace(model)
             break
         except (Again, Converts) as ended:
@@ -124,7 +125,8 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
                 f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move "
                 f"what depends on tensor values into a submodule of its own"
             ) from reason
-    return _assemble(model, tracer, graph)
+    with collector_paused():
+        return _assemble(model, tracer, graph)
 
 
 def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModule:

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from fxprune.analysis import read
 from fxprune.capture import TRAINING_FLAG, Example, trace
+from fxprune.collection import collector_paused
 from fxprune.errors import ArgumentTypeError, UnknownNameError, nearest_names
 from fxprune.explanation import Explainer, names_of
 from fxprune.labels import IntArray
@@ -66,7 +67,8 @@ class DependencyGraph:
                 f"every value; this is a {type(gm).__name__}. Use DependencyGraph.from_model(model, example_inputs)"
             )
         self.gm = gm
-        self.structure: Structure = settle(gm, read(gm))
+        with collector_paused():
+            self.structure: Structure = settle(gm, read(gm))
 
     @classmethod
     def from_model(cls, model: nn.Module, example_inputs: Example) -> DependencyGraph:

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from fxprune.conversion import Converts
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.evaluation import FAILURES, twin_of
-from fxprune.modes import FOLLOWS, OPPOSES, Differ, Mode, counters, merge
+from fxprune.modes import FOLLOWS, OPPOSES, Differ, Mode, Script, counters, merge
 from fxprune.opaque import Closed, OpaqueCall, Probed, Spy, blank_copy, enclosing, holds_proxy, map_leaves, probe
 from fxprune.proxies import ValueProxy
 from fxprune.sources import user_frame
@@ -82,6 +82,17 @@ class Ladder(CaptureTracer):
     def __init__(self, model: nn.Module, example: Mapping[str, Any], device: torch.device, lessons: Lessons) -> None:
         super().__init__(model, example, device)
         self.lessons = lessons
+        self.script: Script | None = None
+
+    def create_node(self, kind: str, target: Any, *rest: Any, **named: Any) -> fx.Node:
+        """A node, which is what the script says next, if there is one.
+
+        Raises:
+            Differ: It is another one.
+        """
+        if self.script is not None:
+            self.script.follow(kind, target)
+        return super().create_node(kind, target, *rest, **named)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace the model.
@@ -148,11 +159,15 @@ class Ladder(CaptureTracer):
         end = next(iter(reversed(self.graph.nodes)))
         stored = [(vars(part), dict(vars(part))) for part in module.modules()]
         object.__setattr__(module, "training", Flag.of(not flag.on, flag.owner))
-        failure = self.failure
+        failure, script = self.failure, self.script
+        nodes = self.nodes_after(last)
         try:
+            # What came before an opaque call was taken back, and would not be expected.
+            self.script = None if any("opaque" in node.meta for node in nodes) else Script(nodes)
             other = run()
-            nodes, others = self.nodes_after(last), self.nodes_after(end)
-            nodes = nodes[: len(nodes) - len(others)]
+            if self.script is not None:
+                self.script.check()
+            others = self.nodes_after(end)
             changes = merge(nodes, others, self.create_arg(out), self.create_arg(other), Mode(flag.on, flag.target))
             counted = [str(n.args[0].target) for n in counters(others) if not flag.on]  # type: ignore[union-attr]
             counted_here = counters(nodes) if flag.on else []
@@ -160,6 +175,7 @@ class Ladder(CaptureTracer):
             self.failure = failure
             changes, counted, counted_here = [], [], []
         finally:
+            self.script = script
             for now, before in stored:
                 now.clear()
                 now.update(before)

@@ -6,7 +6,7 @@ either mode is laid side by side: where the two differ in flags that follow the 
 
 from __future__ import annotations
 
-__all__ = ["FOLLOWS", "OPPOSES", "Differ", "Mode", "counters", "merge"]
+__all__ = ["FOLLOWS", "OPPOSES", "Differ", "Mode", "Script", "counters", "merge"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx
 
 from fxprune.errors import FxpruneError
+from fxprune.training import TRAINING_FLAG
 
 FOLLOWS, OPPOSES = object(), object()
 """In the place of an argument that is the mode, or the contrary of it."""
@@ -45,6 +46,42 @@ class Mode:
 
 class Differ(FxpruneError):
     """The two recordings have more than flags to tell them apart."""
+
+
+class Script:
+    """What was recorded in one mode, to follow while the other is recorded: the first operator that differs ends it.
+
+    Args:
+        nodes: Those of the mode that the model is in.
+    """
+
+    def __init__(self, nodes: Sequence[fx.Node]) -> None:
+        self._calls = [(n.op, n.target) for n in nodes if not _left_out(n.op, n.target)]
+        self._next = 0
+        self._differs = False
+
+    def follow(self, op: str, target: Any) -> None:
+        """Compare the next call of the other mode.
+
+        Raises:
+            Differ: It is another one. :func:`merge` would find the same in the end.
+        """
+        if _left_out(op, target):
+            return
+        expected = self._calls[self._next] if self._next < len(self._calls) else None
+        self._next += 1
+        self._differs |= expected != (op, target)
+        self.check()
+
+    def check(self) -> None:
+        """Raise Differ if a call was another one: the traced code may have caught what was raised then."""
+        if self._differs:
+            raise Differ("there are other operators in one mode than in the other")
+
+
+def _left_out(op: str, target: Any) -> bool:
+    """What counts batches, or reads a tensor that may have no users in the end, is compared when all is recorded."""
+    return op == "get_attr" or (op == "call_method" and target == "add_") or str(target).endswith(TRAINING_FLAG)
 
 
 def counters(nodes: Sequence[fx.Node]) -> list[fx.Node]:

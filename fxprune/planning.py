@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fxprune.allocation import Budget, check_budget, fewest
 from fxprune.analysis import resolve
+from fxprune.collection import collector_paused
 from fxprune.criteria import Criterion, UnitCriterion, comparable, prepared, unit_scores
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError, ArgumentTypeError, InternalError, NothingToPruneError
@@ -110,7 +111,8 @@ def plan_channels(
             keep, found = share.out(deps, scores, relative, wanted.ratios > 0, least, round_to)
         kept = select(structure, scores, keep)
         try:
-            plan = make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
+            with collector_paused():
+                plan = make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
         except Conflict as conflict:
             place = conflict.place
             structure = _refined(structure, conflict)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx._symbolic_trace import _orig_module_call
 
 from fxprune.arguments import in_order
@@ -81,11 +82,20 @@ class CaptureTracer(EvaluatingTracer):
         """A proxy with a value."""
         return ValueProxy(node, self)
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace the model. As a module, torch.fx would first look for tensors among all attributes of its layers."""
+        _LazyGraphModule.force_recompile(root)
+        graph: fx.Graph = super().trace(type(root).forward, concrete_args)
+        return graph
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """The inputs, and the forward of the model, with its hooks around it."""
-        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        self.root = self.modules[""]
+        self.root_module_name = type(self.root).__name__
+        self.submodule_paths = {module: name for name, module in reversed(self.modules.items())}
+        function, args = super().create_args_for_root(root_fn, True, concrete_args)
         if not (self.root._forward_hooks or self.root._forward_pre_hooks):
             return function, args
 
