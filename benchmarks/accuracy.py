@@ -49,7 +49,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "VGG": lambda: VGG(0.125),
     "ResNet-20": ResNet20,
     "DenseNet": lambda: DenseNet(0.67, depth=3),
-    "MobileNetV2": MobileNetV2,
+    "MobileNetV2": lambda: MobileNetV2(0.5),
 }
 BUDGETS = (1 / 2, 1 / 3, 1 / 4)
 OURS = ("uniform", "global", "sensitivity")

@@ -105,8 +105,8 @@ def budget_table(results: LabResults) -> ShareTable:
     }
     return ShareTable(
         note="Asked for the sizes that the choices by eye came to, and for smaller ones. Recovered: without training, "
-        f"from {counted(budgets.images, 'training image')} without labels. The cost is that of what is limited: "
-        "non-zero parameters for weights, MACs for channels.",
+        f"from {counted(budgets.images, 'training image')} without labels; of weights the batch norms and variances "
+        "alone. The cost is that of what is limited: non-zero parameters for weights, MACs for channels.",
         columns=("cost left", "as pruned", "recovered"),
         rows=rows | points,
     )

@@ -172,11 +172,16 @@ def lab_figures(results: LabResults) -> dict[str, Figure]:
 
 
 def _budget_series(results: LabResults) -> dict[str, list[tuple[float, float]]]:
+    dense = results.dense.costs.profile.macs
+    *_, even, curves = results.budgets.rows
     series: dict[str, list[tuple[float, float]]] = {}
+    for way, row in (("the same ratio for all", even), ("by curves after recovery", curves)):
+        series[f"{way}, as pruned"] = [(row.cost * dense, row.accuracy)]
+        series[f"{way}, recovered"] = [(row.cost * dense, row.recovered)]
     for point in results.budgets.points:
         series.setdefault(f"{point.way}, as pruned", []).append((point.macs, point.accuracy))
         series.setdefault(f"{point.way}, recovered", []).append((point.macs, point.recovered))
-    return {"dense": [(results.dense.costs.profile.macs, results.dense.accuracy)], **series}
+    return {"dense": [(dense, results.dense.accuracy)], **series}
 
 
 def save_run(run: LabRun, out: Path) -> str:

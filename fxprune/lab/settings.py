@@ -82,7 +82,7 @@ class LabSettings:
     sparsities: Mapping[str, float] = field(default_factory=lambda: PUBLISHED_SPARSITIES)
     scan: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
     latency_batches: tuple[int, ...] = (1, 64)
-    budgets: tuple[float, ...] = (0.5, 0.25, 0.12, 0.06)
+    budgets: tuple[float, ...] = (0.25, 0.06)
     unlabelled: int = 256
     progress: bool = True
 
