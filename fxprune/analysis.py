@@ -41,8 +41,9 @@ def _components(count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> tuple[
     units, raw = connected_components(graph, directed=False)
     first = np.zeros(units, dtype=np.int64)
     first[raw[::-1]] = np.arange(count - 1, -1, -1)  # of several values for one place the last stays
-    rank = np.zeros(units, dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(units)
+    leads = np.zeros(count, dtype=np.int64)
+    leads[first] = 1
+    rank = np.cumsum(leads)[first] - 1
     return rank[raw], int(units)
 
 

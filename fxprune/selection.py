@@ -123,9 +123,13 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
         members = structure.members[group]
         if count >= len(members):
             continue
+        kinds = structure.kind[members]
+        if not structure.pieces and (kinds == kinds[0]).all():  # as in most groups
+            kept[members[np.argsort(-scores[members], kind="stable")[count:]]] = False
+            continue
         classes = structure.classes(group)
         sizes = classes.sizes
-        if len(sizes) == 1:  # as in most groups
+        if len(sizes) == 1:
             counts = np.array([count])
         else:
             wanted = (sizes * (count / len(members))).astype(np.float64)
