@@ -41,8 +41,9 @@ def _components(count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> tuple[
     units, raw = connected_components(graph, directed=False)
     first = np.zeros(units, dtype=np.int64)
     first[raw[::-1]] = np.arange(count - 1, -1, -1)  # of several values for one place the last stays
-    rank = np.zeros(units, dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(units)
+    leads = np.zeros(count, dtype=np.int64)
+    leads[first] = 1
+    rank = np.cumsum(leads)[first] - 1
     return rank[raw], int(units)
 
 
@@ -145,9 +146,16 @@ def _by_producer(recorder: Recorder, unit: IntArray, units: int) -> IntArray:
     signature[0] = 0
     found = np.flatnonzero(signature)
     group = np.full(units, -1, dtype=np.int64)
-    _, index = np.unique(signature[found], return_inverse=True)
-    group[found] = index
+    group[found] = _ranks(signature[found])
     return _renumber(group, first)
+
+
+def _ranks(values: NDArray[np.uint64]) -> IntArray:
+    """The rank of each value among those that there are; equal ones mostly follow one another, and are sorted once."""
+    starts = np.flatnonzero(np.diff(values, prepend=~values[:1]))
+    _, rank = np.unique(values[starts], return_inverse=True)
+    result: IntArray = np.repeat(rank, np.diff(starts, append=len(values)))
+    return result
 
 
 def _renumber(group: IntArray, first: IntArray) -> IntArray:
@@ -308,5 +316,4 @@ def _couple(
         group = np.where(group >= 0, joined[group], -1)
         group = _renumber(group, np.arange(units))
     signature += rng.integers(1, 2**63, count + 1, dtype=np.uint64)[group]
-    _, kind = np.unique(signature, return_inverse=True)
-    return group, kind.astype(np.int64)
+    return group, _ranks(signature)

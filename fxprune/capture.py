@@ -108,13 +108,18 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     example = bind_example(model, example_inputs)
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")
+    with collector_paused():
+        return _assemble(model, *_recorded(model, example, device))
+
+
+def _recorded(model: nn.Module, example: Mapping[str, Any], device: torch.device) -> tuple[Ladder, fx.Graph]:
+    """The graph as it was recorded, and the tracer that knows what it calls."""
     lessons = Lessons()
     while True:
         tracer = Ladder(model, example, device, lessons)
         try:
-            with collector_paused(), unchanged(model, tracer), patched(tracer):
-                graph = tracer.trace(model)
-            break
+            with unchanged(model, tracer), patched(tracer):
+                return tracer, tracer.trace(model)
         except (Again, Converts) as ended:
             lessons.take(ended, model)
         except FAILURES as error:
@@ -125,8 +130,6 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
                 f"{type(reason).__name__}: {reason}. If the model accepts these inputs, prune one part of it, or move "
                 f"what depends on tensor values into a submodule of its own"
             ) from reason
-    with collector_paused():
-        return _assemble(model, tracer, graph)
 
 
 def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModule:

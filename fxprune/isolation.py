@@ -75,6 +75,7 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
     seen: set[int] = set()
     empty: list[dict[Any, Any]] = []  # as most of those are in which a module keeps its hooks
     pending: list[Any] = [model]
+    kinds: dict[type, type | None] = {}  # for each class, as what its objects are saved
 
     def enter(values: Iterable[Any]) -> None:
         for value in [v for v in values if type(v) not in _PLAIN]:
@@ -85,19 +86,20 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
 
     while pending:
         thing = pending.pop()
-        kind = type(thing)
-        if id(thing) in seen or issubclass(kind, _NOT_ENTERED):
+        if id(thing) in seen:
             continue
         seen.add(id(thing))
-        if issubclass(kind, list):
+        kind = type(thing)
+        if kind not in kinds:
+            kinds[kind] = _saved_as(kind)
+        if kinds[kind] is list:
             lists.append((thing, list(thing)))
             enter(thing)
-        elif issubclass(kind, dict):
-            saved.append((thing, dict(thing)))
-            enter(thing.values())
-        elif not issubclass(kind, Tensor) and hasattr(thing, "__dict__"):
-            saved.append((vars(thing), dict(vars(thing))))
-            enter(vars(thing).values())
+        elif kinds[kind] is not None:
+            space = thing if kinds[kind] is dict else getattr(thing, "__dict__", None)
+            if space is not None:
+                saved.append((space, dict(space)))
+                enter(space.values())
     try:
         first = {module: name for name, module in reversed(tracer.modules.items())}
         for module, name in first.items():
@@ -114,6 +116,13 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
                 thing.clear()
         for current, earlier in lists:
             current[:] = earlier
+
+
+def _saved_as(kind: type) -> type | None:
+    """What an object is, as far as what it holds can change: a list, a dictionary, or an object with attributes."""
+    if issubclass(kind, (*_NOT_ENTERED, Tensor)):
+        return None
+    return list if issubclass(kind, list) else dict if issubclass(kind, dict) else object
 
 
 _PROXIES = (fx.Proxy, ValueProxy, ValueAttribute)

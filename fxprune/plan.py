@@ -184,18 +184,27 @@ def _layers(gm: fx.GraphModule, structure: Structure, indices: Mapping[Axis, Int
             index is not None,
             free[key],
         )  # of a parameter's dimensions, the one that changes
-        known = sides[side][0] if side in sides else (False, False, False)
-        if side not in sides or rank > known or (rank == known and use.role == "follower"):
+        before = sides[side][0] if side in sides else (False, False, False)
+        if side not in sides or rank > before or (rank == before and use.role == "follower"):
             sides[side] = (rank, use.labels.shape[0], index)
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     modules = modules_by_name(gm)
     plans = {}
+    known: dict[int, tuple[IntArray, tuple[int, ...]]] = {}  # by array, which is held: what one makes others read
+
+    def listed(index: IntArray | None) -> tuple[int, ...] | None:
+        if index is None:
+            return None
+        if id(index) not in known:
+            known[id(index)] = index, tuple(index.tolist())
+        return known[id(index)][1]
+
     for layer, sides in found.items():
         _, size_in, inputs = sides.get("inputs", (None, 0, None))
         _, size_out, outputs = sides.get("outputs", (None, 0, None))
         if "inputs" not in sides and layer in called:
             size_in, inputs = _through(modules[layer], size_out, outputs)
-        plans[layer] = LayerPlan(_listed(inputs), _listed(outputs), (size_in, size_out))
+        plans[layer] = LayerPlan(listed(inputs), listed(outputs), (size_in, size_out))
     return plans
 
 
@@ -205,7 +214,3 @@ def _through(module: nn.Module, size: int, outputs: IntArray | None) -> tuple[in
         return 0, None
     times = max(1, size // int(getattr(module, "in_channels", size)))
     return size // times, None if outputs is None else outputs[::times] // times
-
-
-def _listed(index: IntArray | None) -> tuple[int, ...] | None:
-    return None if index is None else tuple(index.tolist())

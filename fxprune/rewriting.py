@@ -122,18 +122,12 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     groups = max([axis.groups for axis, _ in axes], default=1)
     if groups > 1:
         result = _cut_blocks(result, plan, groups)
-    elif axes:
-        result = _select(result, {axis.dim: index for axis, index in axes})
+    elif axes and tensor.is_cpu and tensor.dtype in _NUMPYS and tensor.is_contiguous():
+        return torch.from_numpy(_take(result.numpy(), {axis.dim: index for axis, index in axes}))
+    else:
+        for axis, index in axes:
+            result = result.index_select(axis.dim, torch.from_numpy(index).to(tensor.device))
     return _in_format_of(tensor, result)
-
-
-def _select(tensor: Tensor, kept: Mapping[int, IntArray]) -> Tensor:
-    """Indices of several dimensions, in their order."""
-    if tensor.device.type == "cpu" and tensor.dtype in _NUMPYS and tensor.is_contiguous():
-        return torch.from_numpy(_take(tensor.numpy(), kept))
-    for dim, index in kept.items():
-        tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
-    return tensor
 
 
 def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:

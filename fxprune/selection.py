@@ -123,13 +123,18 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
         members = structure.members[group]
         if count >= len(members):
             continue
+        kinds = structure.kind[members]
+        if not structure.pieces and (kinds == kinds[0]).all():  # as in most groups
+            kept[members[np.argsort(-scores[members], kind="stable")[count:]]] = False
+            continue
         classes = structure.classes(group)
         sizes = classes.sizes
-        if len(sizes) == 1:  # as in most groups
-            counts = np.array([count])
-        else:
+        if count not in classes.counts:
             wanted = (sizes * (count / len(members))).astype(np.float64)
-            counts = class_counts(sizes, wanted, classes.balance, classes.needs)
+            single = len(sizes) == 1
+            found = np.array([count]) if single else class_counts(sizes, wanted, classes.balance, classes.needs)
+            classes.counts[count] = found
+        counts = classes.counts[count]
         ranked = members[np.lexsort((-scores[members], classes.index))]  # class by class, the best first
         starts = np.cumsum(sizes) - sizes
         kept[ranked[np.arange(len(members)) - np.repeat(starts, sizes) >= np.repeat(counts, sizes)]] = False

@@ -44,12 +44,14 @@ class Classes:
         balance: Equations over the classes, shape ``(equations, classes)``: counts that leave all blocks of every
             constraint equal give 0.
         needs: The classes of which at least one unit must stay, shape ``(tensors, classes)``, 0 or 1.
+        counts: What was found to stay of each class, by how many of the group should: an integer program is slow.
     """
 
     index: IntArray
     sizes: IntArray
     balance: NDArray[np.float64]
     needs: NDArray[np.float64]
+    counts: dict[int, IntArray] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,10 @@ class Structure:
         rows: dict[bytes, IntArray] = {}
         axes = {id(labels): labels.numpy() for labels in self.recorder.axes.values()}
         for labels in (*axes.values(), *self.recorder.pieces):
-            kinds = np.unique(self.kind[self.unit[labels]])
-            rows.setdefault(kinds.tobytes(), kinds)
+            units = self.unit[labels]
+            if several[self.group[units]].any():  # else there would be no choice to restrict
+                kinds = np.unique(self.kind[units])
+                rows.setdefault(kinds.tobytes(), kinds)
         needed: dict[int, list[IntArray]] = {}
         for kinds in rows.values():
             groups = owner[kinds]

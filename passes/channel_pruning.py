@@ -14,7 +14,6 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from fxprune.collection import collector_paused
 from fxprune.errors import ArgumentError
 from fxprune.formulas import META, empty
 from fxprune.labels import Labels
@@ -85,12 +84,11 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
             node.args, node.kwargs = args, kwargs
         _drop_numbers(graph)
 
-    with collector_paused():
-        result = rebuild(plan.gm, model, plan.structure.recorder.by_alias(plan.tensors), edit)
-        modules = modules_by_name(result)
-        for (layer, name), value in plan.attributes.items():
-            setattr(modules[layer], name, value)
-        _read_again(result, plan)
+    result = rebuild(plan.gm, model, plan.structure.recorder.by_alias(plan.tensors), edit)
+    modules = modules_by_name(result)
+    for (layer, name), value in plan.attributes.items():
+        setattr(modules[layer], name, value)
+    _read_again(result, plan)
     for layer, values in (plan.constants or {}).items():
         _absorb(result, plan, layer, modules_by_name(model)[layer], values)
     note_origin(result, plan)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from networks import Net, frozen, images, prove, sizes, structure
 from torch import nn
 
-from fxprune.analysis import resolve
+from fxprune.analysis import _ranks, resolve
 from fxprune.capture import trace
 from fxprune.dependency import DependencyGraph
 from fxprune.models import ZOO, example_inputs
@@ -302,3 +302,12 @@ def test_a_rolled_residual_ties_what_meets() -> None:
     deps = DependencyGraph(trace(Net(lambda s, x: s.end(s.a(x) + torch.roll(s.a(x), 4, 1))), images()))
     assert sizes(deps) == {"a": 4, "b": 6}
     assert not frozen(deps)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), max_size=40), st.integers(1, 3))
+def test_ranks_are_those_of_numpy(values: list[int], times: int) -> None:
+    array = np.repeat(np.array(values, dtype=np.uint64), times)
+    ranks = _ranks(array)
+    assert ranks.dtype == np.int64
+    assert (ranks == np.unique(array, return_inverse=True)[1]).all()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from networks import Net, images, structure
 from torch import nn
 
+from fxprune import selection
 from fxprune.analysis import resolve
 from fxprune.records import numbers
 from fxprune.selection import class_counts, keep_count, select
@@ -98,6 +99,24 @@ def test_every_block_keeps_equally_many(groups: tuple[int, ...], seed: int) -> N
         kept = select(found, scores, dict.fromkeys(range(found.groups), count))
         for rect in found.rects:
             assert len(set(kept[rect].sum(axis=1).tolist())) == 1
+
+
+def test_counts_of_classes_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = grouped(12, 4)
+    asked: list[float] = []
+
+    def counted(sizes: Any, wanted: Any, *rest: Any) -> Any:
+        asked.append(float(wanted.sum()))
+        return class_counts(sizes, wanted, *rest)
+
+    monkeypatch.setattr(selection, "class_counts", counted)
+    scores = np.random.default_rng(0).random((3, found.units))
+    kept = [select(found, row, {0: 6}) for row in (scores[0], scores[1], scores[0])]
+    assert len(asked) == 1
+    assert (kept[0] == kept[2]).all()
+    assert (kept[0] != kept[1]).any()
+    select(found, scores[2], {0: 5})
+    assert asked == pytest.approx([6, 5])
 
 
 def test_the_best_of_every_block_stay() -> None:
