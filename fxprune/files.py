@@ -33,12 +33,15 @@ def make_folder(out: str | os.PathLike[str]) -> Path:
 def written(path: Path) -> Iterator[Path]:
     """A file to write in place of ``path``, which it becomes once it is complete.
 
+    It is there from the start, so that a wrong path is known before the work is done.
+
     Raises:
         ArgumentError: It cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     try:
         try:
+            part.touch()
             yield part
             part.replace(path)
         finally:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 __all__ = ["ConstantAbsorption"]
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from fxprune.origin import Origin
 from fxprune.recovery.constants import absorb
 from fxprune.recovery.pair import Pair
+from fxprune.recovery.paired import PairedPass
 
 
 # By identity, as a PassManager with constraints keeps its passes in a dictionary and batches have no hash.
 @dataclass(frozen=True, eq=False)
-class ConstantAbsorption(PassBase):
+class ConstantAbsorption(PairedPass):
     """The mean of a removed channel times the weights that read it, added to each reader's outputs.
 
     A channel that is constant is made up for exactly where a kernel sees no padding; for any other this is the constant
@@ -36,19 +32,8 @@ class ConstantAbsorption(PassBase):
         seed: Of the positions that are drawn for the means where there are very many.
     """
 
-    original: nn.Module
-    batches: Iterable[Any]
-    origin: Origin | None = None
     seed: int = 0
 
-    def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Repair a pruned network.
-
-        Raises:
-            ArgumentError: The network was not made from the original, or there are no batches.
-            ArgumentTypeError: Something else than modules and batches.
-            TraceError: The batches do not fit the networks.
-        """
-        pair = Pair.of(graph_module, self.original, self.batches, self.origin)
-        changed = absorb(pair, torch.Generator().manual_seed(self.seed))
-        return PassResult(pair.finished(), changed > 0)
+    def repair(self, pair: Pair) -> int:
+        """Add the means."""
+        return absorb(pair, torch.Generator().manual_seed(self.seed))

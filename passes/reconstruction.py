@@ -4,24 +4,20 @@ from __future__ import annotations
 
 __all__ = ["Reconstruction"]
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from fxprune.origin import Origin
 from fxprune.recovery.layerwise import Layerwise
 from fxprune.recovery.norms import restored
 from fxprune.recovery.pair import Pair
+from fxprune.recovery.paired import PairedPass
 from fxprune.recovery.refit import refit
 
 
 # By identity, as a PassManager with constraints keeps its passes in a dictionary and batches have no hash.
 @dataclass(frozen=True, eq=False)
-class Reconstruction(PassBase):
+class Reconstruction(PairedPass):
     """Least squares in closed form, layer after layer (after He et al., 2017, arXiv:1707.06168, section 3.1).
 
     Each convolution and linear layer is fitted by ridge regression to what it gave in the original, at the channels
@@ -45,25 +41,15 @@ class Reconstruction(PassBase):
         seed: Of the positions that are drawn where there are more than the regression needs.
     """
 
-    original: nn.Module
-    batches: Iterable[Any]
-    origin: Origin | None = None
     penalty: float | None = None
     seed: int = 0
 
-    def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Repair a pruned network.
-
-        Raises:
-            ArgumentError: The network was not made from the original, or there are no batches.
-            ArgumentTypeError: Something else than modules and batches.
-            TraceError: The batches do not fit the networks.
-        """
-        pair = Pair.of(graph_module, self.original, self.batches, self.origin)
+    def repair(self, pair: Pair) -> int:
+        """Fit layer after layer."""
         restored(pair.small, pair.original, pair.origin)
         generator = torch.Generator().manual_seed(self.seed)
         stops = 0
         for stop in Layerwise(pair.small, pair.original, pair.origin, pair.batches):
             refit(stop, self.penalty, generator)
             stops += 1
-        return PassResult(pair.finished(), stops > 0)
+        return stops

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 __all__ = ["VarianceRepair"]
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from torch import fx, nn
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
-
-from fxprune.origin import Origin
 from fxprune.recovery.layerwise import Layerwise
 from fxprune.recovery.pair import Pair
+from fxprune.recovery.paired import PairedPass
 from fxprune.recovery.variances import rescale
 
 
 # By identity, as a PassManager with constraints keeps its passes in a dictionary and batches have no hash.
 @dataclass(frozen=True, eq=False)
-class VarianceRepair(PassBase):
+class VarianceRepair(PairedPass):
     """REPAIR (Jordan et al., 2022, arXiv:2211.08403), for pruned networks and without extra layers.
 
     From the first layer to the last, the rows of each weight are scaled, and the bias or the batch norm behind it
@@ -34,21 +29,10 @@ class VarianceRepair(PassBase):
         origin: Which channels were kept, if the network does not know it itself.
     """
 
-    original: nn.Module
-    batches: Iterable[Any]
-    origin: Origin | None = None
-
-    def call(self, graph_module: fx.GraphModule) -> PassResult:
-        """Repair a pruned network.
-
-        Raises:
-            ArgumentError: The network was not made from the original, or there are no batches.
-            ArgumentTypeError: Something else than modules and batches.
-            TraceError: The batches do not fit the networks.
-        """
-        pair = Pair.of(graph_module, self.original, self.batches, self.origin)
+    def repair(self, pair: Pair) -> int:
+        """Scale and shift layer after layer."""
         stops = 0
         for stop in Layerwise(pair.small, pair.original, pair.origin, pair.batches):
             rescale(stop)
             stops += 1
-        return PassResult(pair.finished(), stops > 0)
+        return stops

@@ -296,3 +296,17 @@ def test_a_band_says_the_end_of_a_name_that_is_too_long(names: tuple[str, str], 
     figure = picture(Scene.of(DependencyGraph.from_model(model.eval(), torch.zeros(1, 4, 2, 2)), explain=False))
     _check(figure)
     assert shown in [text.get_text() for text in figure.axes[0].texts]
+
+
+@pytest.mark.parametrize("name", ["graph.svg", "graph.html"])
+def test_a_wrong_folder_is_known_before_anything_is_drawn(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("it was drawn")
+
+    plan = _plan("residual")
+    for function in ("_drawn", "page_html"):
+        monkeypatch.setattr(f"fxprune.drawing.files.{function}", never)
+    with pytest.raises(ArgumentError, match="cannot be written"):
+        fxprune.draw(plan, tmp_path / "absent" / name)

@@ -75,8 +75,8 @@ def draw(
         raise ArgumentError(f"'{file}' has the suffix '{file.suffix}', which says nothing; those that do are {known}")
     if columns is not None and (isinstance(columns, bool) or not isinstance(columns, int) or columns < 1):
         raise ArgumentError(f"columns must be an integer of at least 1, not {columns!r}; None chooses")
-    data = page_html(subject, depth).encode() if suffix == PAGE else _drawn(subject, suffix, depth, columns)
     with written(file) as part:
+        data = page_html(subject, depth).encode() if suffix == PAGE else _drawn(subject, suffix, depth, columns)
         part.write_bytes(data)
     return file
 
