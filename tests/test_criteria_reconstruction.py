@@ -14,6 +14,7 @@ from fxprune.criteria import ReconstructionLoss, unit_scores
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentError
 from fxprune.models import ResNet20, randomize
+from fxprune.planning import plan_channels, relative_scores
 
 
 def images(count: int = 24, seed: int = 0) -> Tensor:
@@ -107,3 +108,18 @@ def test_curves_say_what_is_lost_after_recovery() -> None:
     assert small.rungs[-1].error < 0.02
     with pytest.raises(ArgumentError, match="between 0 and 1"):
         fxprune.recovery_curves(deps, [images()], ratios=(0.0, 0.5))
+
+
+def test_groups_are_compared_after_division_by_their_means() -> None:
+    model, images = randomize(ResNet20(0.25)).eval(), torch.rand(8, 3, 16, 16)
+    deps = DependencyGraph.from_model(model, images[:1])
+    prepared = ReconstructionLoss([images]).prepared(deps.structure)
+    relative = relative_scores(deps.structure, unit_scores(deps.structure, (), prepared))
+    plan = plan_channels(deps, 0.5, prepared, "global")
+    removed = {int(g): int((~plan.kept[m]).sum()) for g, m in enumerate(plan.structure.members)}
+    total = sum(len(members) for members in deps.structure.members)
+    units = np.concatenate(deps.structure.members)
+    lowest = units[np.argsort(relative[units], kind="stable")[: total // 2]]
+    expected = np.bincount(deps.structure.group[lowest], minlength=deps.structure.groups)
+    sizes = [len(members) for members in deps.structure.members]
+    assert all(abs(removed[g] - min(n, sizes[g] - 1)) <= 1 for g, n in enumerate(expected.tolist()))

@@ -65,7 +65,8 @@ class ReconstructionLoss(UnitCriterion):
     brain surgeon of Hassibi and Stork, 1993, for whole channels, as in Kurtic et al., 2023, arXiv:2302.04089). So of
     two channels that say the same one goes early, however large their weights are. The loss is a share of the variance
     of the reader's output behind its batch norm, or of the sum that it is a term of; a unit's score is the largest loss
-    up to where it went, summed over its readers, and comparable between groups.
+    up to where it went, summed over its readers. What a reader loses matters more or less further on, so groups are
+    compared after division by their means.
 
     Units that no convolution or linear layer reads are ranked as by ``"input-l2"``.
 
@@ -73,8 +74,6 @@ class ReconstructionLoss(UnitCriterion):
         batches: A few hundred inputs: tensors, mappings, or pairs of inputs and targets, which are not looked at.
         seed: Of the positions that are drawn.
     """
-
-    comparable = True
 
     def __init__(self, batches: Iterable[Any], seed: int = 0) -> None:
         self._batches = batches
@@ -95,7 +94,6 @@ class ReconstructionLoss(UnitCriterion):
 class _Fitted(UnitCriterion):
     structure: Structure
     readers: tuple[Reader, ...]
-    comparable: bool = True
 
     def scores(self, structure: Structure, ranked: NDArray[np.bool_]) -> FloatArray:
         if structure.recorder is not self.structure.recorder:
