@@ -7,7 +7,7 @@ first asked for. And torch.fx looks for names and symbolic sizes in every node t
 
 from __future__ import annotations
 
-__all__ = ["CapturedModule", "append_node", "assembled", "copied_graph"]
+__all__ = ["CapturedModule", "OwnedGraph", "append_node", "assembled", "copied_graph"]
 
 import copy
 import weakref
@@ -43,6 +43,25 @@ class _Forward:
         found.recompile()
         forward: Callable[..., Any] = found.forward if gm is not None else type(found).forward
         return forward
+
+
+class OwnedGraph(fx.Graph):
+    """A graph that knows its module without keeping it alive.
+
+    torch.fx ties both into a cycle, so that the weights of a network that nobody needs any more stay until the
+    collector of cycles comes by.
+    """
+
+    _owner: weakref.ref[fx.GraphModule] | None = None
+
+    @property
+    def owning_module(self) -> fx.GraphModule | None:
+        """The module that the graph belongs to, or None without one."""
+        return self._owner() if self._owner is not None else None
+
+    @owning_module.setter
+    def owning_module(self, module: fx.GraphModule | None) -> None:
+        self._owner = weakref.ref(module) if module is not None else None
 
 
 class CapturedModule(fx.GraphModule):
@@ -81,7 +100,7 @@ def assembled(root: Mapping[str, Any], graph: fx.Graph, name: str) -> CapturedMo
         graph: The graph; it belongs to the module afterwards.
         name: Of its class.
     """
-    gm = CapturedModule({}, fx.Graph(tracer_cls=graph._tracer_cls), name)
+    gm = CapturedModule({}, OwnedGraph(tracer_cls=graph._tracer_cls), name)
     for target in sorted(root, key=lambda target: target.count(".")):  # what holds others before what it holds
         _hang(gm, target, root[target])
     gm.graph = graph
@@ -133,7 +152,7 @@ def _placed(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 def copied_graph(graph: fx.Graph) -> fx.Graph:
     """What ``copy.deepcopy`` makes of a graph: nodes under their names, whose ``meta`` have the same values."""
-    result = fx.Graph(tracer_cls=graph._tracer_cls)
+    result = OwnedGraph(tracer_cls=graph._tracer_cls)
     result._codegen = copy.deepcopy(graph._codegen)
     names, old = result._graph_namespace, graph._graph_namespace
     names._used_names, names._base_count = set(old._used_names), dict(old._base_count)
@@ -141,6 +160,6 @@ def copied_graph(graph: fx.Graph) -> fx.Graph:
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), nodes.__getitem__)
         new = fx.Node(result, node.name, node.op, node.target, args, kwargs, node.type)
-        new.meta = dict(node.meta)
+        new.meta.update(node.meta)  # assigning to it would look for the node in the graph
         nodes[node] = _placed(result, new)
     return result

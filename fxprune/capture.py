@@ -109,7 +109,10 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")
     with collector_paused():
-        return _assemble(model, *_recorded(model, example, device))
+        tracer, graph = _recorded(model, example, device)
+        captured = _assemble(model, tracer, graph)
+        vars(tracer).clear()  # it is in a cycle with what it patched, and would keep the model alive
+        return captured
 
 
 def _recorded(model: nn.Module, example: Mapping[str, Any], device: torch.device) -> tuple[Ladder, fx.Graph]:

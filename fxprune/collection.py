@@ -14,8 +14,8 @@ def collector_paused() -> Iterator[None]:
     """Leave the collector of cycles until afterwards.
 
     A pass makes many small objects that live as long as its result, and hardly any garbage. The collector would go
-    through them again and again as they are made, and find nothing. Not for what makes networks: those that nobody
-    needs any more are garbage in cycles, and their weights are to go before there are new ones.
+    through them again and again as they are made, and find nothing. Networks that nobody needs any more do not wait for
+    it: what fxprune captures or rewrites is in no cycle.
     """
     running = gc.isenabled()
     gc.disable()

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
+from torch.overrides import is_tensor_method_or_property
 
 from fxprune.conversion import stand_ins
 from fxprune.ladder import Ladder
@@ -244,6 +245,7 @@ class CodeTracer(fx.Tracer):
 @contextmanager
 def patched(tracer: Ladder) -> Iterator[None]:
     """Functions that turn proxies into numbers, or refuse them, become nodes of the graph instead."""
+    is_tensor_method_or_property(Tensor.add)  # torch remembers its functions for good when first asked: as they are now
     with ExitStack() as stack:
         stack.enter_context(_factories(tracer))
         stack.enter_context(_methods(tracer))

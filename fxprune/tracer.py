@@ -21,7 +21,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx._symbolic_trace import _orig_module_call
 
 from fxprune.arguments import in_order
-from fxprune.assembly import append_node
+from fxprune.assembly import OwnedGraph, append_node
 from fxprune.decompositions import DECOMPOSITIONS
 from fxprune.evaluation import EvaluatingTracer
 from fxprune.nested import tensors_by_name
@@ -92,6 +92,8 @@ class CaptureTracer(EvaluatingTracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """The inputs, and the forward of the model, with its hooks around it."""
+        graph, self.graph = self.graph, OwnedGraph(tracer_cls=type(self))
+        self.graph._co_fields = graph._co_fields
         self.root = self.modules[""]
         self.root_module_name = type(self.root).__name__
         self.submodule_paths = {module: name for name, module in reversed(self.modules.items())}

@@ -14,6 +14,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from fxprune.collection import collector_paused
 from fxprune.errors import ArgumentError
 from fxprune.formulas import META, empty
 from fxprune.labels import Labels
@@ -60,6 +61,7 @@ def _calls(gm: fx.GraphModule) -> list[tuple[str, str, object, str]]:
     return [(node.name, node.op, node.target, f"{node.args}{node.kwargs}") for node in gm.graph.nodes]
 
 
+@collector_paused()
 def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
     """A new module with the plan's tensors, sizes and attributes; see :class:`ChannelPruning`."""
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import pickle
-from collections.abc import Callable
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune import trace
+from fxprune import DependencyGraph, plan_channels, trace
 from fxprune.assembly import CapturedModule, copied_graph
 from fxprune.models import ZOO, example_inputs
 
@@ -106,3 +110,44 @@ def test_a_copy_of_a_graph_is_what_deepcopy_makes(name: str) -> None:
         for op in ("add", "relu", "conv"):  # new names keep clear of the old ones
             a, b = one.call_method(op, (next(iter(one.nodes)),)), other.call_method(op, (next(iter(other.nodes)),))
             assert a.name == b.name
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("name", ["vgg", "self_attention", "multihead_attention", "channel_shuffle"])
+def test_a_captured_network_lets_the_model_go(name: str) -> None:
+    model = ZOO[name]()
+    gm = trace(model, example_inputs(name))
+    assert gm.graph.owning_module is gm
+    left = weakref.ref(model), weakref.ref(gm)
+    del model, gm
+    assert [ref() for ref in left] == [None, None]
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("use", [lambda small: None, lambda small: small(IMAGE), pickle.dumps, copy.deepcopy])
+def test_a_pruned_network_goes_with_its_last_reference(use: Callable[[Any], Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    small = plan_channels(DependencyGraph.from_model(model, IMAGE), 0.5).apply(model)
+    use(small)
+    left = weakref.ref(small), weakref.ref(small.get_parameter("0.weight"))
+    del small
+    assert [ref() for ref in left] == [None, None]
+
+
+def test_what_torch_remembers_of_its_functions_is_not_what_tracing_puts_in_their_place() -> None:
+    code = """
+import torch, torchvision, fxprune
+fxprune.trace(torchvision.models.squeezenet1_1(), torch.zeros(1, 3, 64, 64))  # it calls torch.cat and torch.flatten
+from torch.overrides import get_overridable_functions
+names = {getattr(f, "__module__", "") or "" for fs in get_overridable_functions().values() for f in fs}
+assert not any(name.startswith("fxprune") for name in names), names
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
