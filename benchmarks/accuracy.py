@@ -1,7 +1,8 @@
 """Accuracy after pruning to a half, a third and a quarter of the MACs: straight after, recovered, and tuned.
 
-Run it as ``python benchmarks/accuracy.py`` for four networks and three seeds, beside Torch-Pruning 1.6.1
-(``pip install .[benchmark]``), in one process for each core. ``--write docs/accuracy.md`` writes the page.
+Run it as ``python benchmarks/accuracy.py`` for four networks, two of them in two widths, and three seeds, beside
+Torch-Pruning 1.6.1 (``pip install .[benchmark]``), in one process for each core. ``--write docs/accuracy.md`` writes
+the page.
 
 The task is scikit-learn's handwritten digits, made hard enough that pruning hurts: a digit, enlarged to 14x14, lies
 anywhere in an image of 24x24 over four pieces of 6x6 that are cut out of other digits, at 70 % of their brightness,
@@ -46,10 +47,12 @@ except ImportError:
     torch_pruning = None
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "VGG": lambda: VGG(0.125),
+    "VGG": lambda: VGG(0.25),
+    "VGG-narrow": lambda: VGG(0.125),
     "ResNet-20": ResNet20,
     "DenseNet": lambda: DenseNet(0.67, depth=3),
-    "MobileNetV2": lambda: MobileNetV2(0.5),
+    "MobileNetV2": MobileNetV2,
+    "MobileNetV2-narrow": lambda: MobileNetV2(0.5),
 }
 BUDGETS = (1 / 2, 1 / 3, 1 / 4)
 OURS = ("uniform", "global", "sensitivity")
