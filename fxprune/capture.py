@@ -190,7 +190,8 @@ def adopt(gm: nn.Module, model: nn.Module, taken: Callable[[Any], Any] = lambda 
         if child is None or known is child:
             continue
         if known is not None:
-            adopt(known, child, taken)
+            if type(known) is nn.Module:  # made to hold others; what is called is whole
+                adopt(known, child, taken)
         elif not hasattr(gm, name) and any(True for _ in itertools.chain(child.parameters(), child.buffers())):
             gm.add_module(name, taken(child))
 

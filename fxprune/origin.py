@@ -58,9 +58,9 @@ def origin_from(plan: ChannelPlan) -> Origin:
     return Origin(dict(plan.layers), plan.structure.recorder.by_alias(plan.tensors))
 
 
-def note_origin(gm: fx.GraphModule, plan: ChannelPlan) -> None:
+def note_origin(gm: fx.GraphModule, origin: Origin) -> None:
     """Write down, in a network that a plan made, which channels it kept."""
-    gm.meta[_KEY] = origin_from(plan)
+    gm.meta[_KEY] = origin
 
 
 def origin_of(gm: fx.GraphModule) -> Origin | None:

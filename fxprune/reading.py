@@ -12,7 +12,7 @@ __all__ = ["FAILURES", "Reading"]
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,14 +36,15 @@ class Reading(Vocabulary):
 
     Args:
         gm: A traced graph module.
+        modules: All of its modules by name, where they are known.
     """
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, modules: Mapping[str, nn.Module] | None = None) -> None:
         self.gm = gm
         self.values: dict[fx.Node, Any] = {}
         self.node: fx.Node = next(iter(gm.graph.nodes))
         self._runner = MetaRunner(torch.device("cpu"))
-        self._modules = modules_by_name(gm)
+        self._modules = modules_by_name(gm) if modules is None else modules
         self._layers: dict[str, str] = {}
         self._standing: dict[tuple[str, str], Labels | None] = {}
 

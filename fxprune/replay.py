@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.capture import value_of
 from fxprune.errors import InternalError
@@ -38,7 +38,7 @@ class Replay(Reading):
         recorder: The first reading.
         alive: Whether each label is kept.
         place: For a permutation, the label that takes each label's place.
-        settled: The graph is rewritten already: anything that would have to change is a mistake.
+        rewritten: The modules of a graph that is rewritten already, by name: what would have to change is a mistake.
 
     Attributes:
         axes: What every indexed dimension keeps, in order, as labels.
@@ -52,13 +52,13 @@ class Replay(Reading):
         recorder: Recorder,
         alive: NDArray[np.bool_],
         place: IntArray | None = None,
-        settled: bool = False,
+        rewritten: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        super().__init__(gm)
+        super().__init__(gm, rewritten)
         self.recorder = recorder
         self.alive = alive
         self.place = place
-        self.settled = settled
+        self.settled = rewritten is not None
         self.axes: dict[Axis, Tensor] = {}
         self.changes: dict[str, Change] = {}
         self.attributes: dict[tuple[str, str], Any] = {}

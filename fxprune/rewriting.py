@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["cut", "graph_over", "rebuild"]
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,6 +29,9 @@ _CONTAINERS = frozenset((dict, OrderedDict, set))
 
 _PIECE = 1 << 17
 """Elements that are gathered at a time on a CPU: half a megabyte in float32."""
+
+_KERNEL = 5
+"""From how many elements for each pair of channels on they are gathered in one go."""
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _NUMPYS = frozenset((torch.float32, torch.float64, torch.int64))
@@ -131,7 +135,12 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
 
 
 def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
-    """Of a large array piece by piece: what lies between one selection and the next stays in the cache."""
+    """Kernel by kernel, or of a large array piece by piece: what lies between two selections stays in the cache."""
+    if kept.keys() == {0, 1} and math.prod(array.shape[2:]) >= _KERNEL:
+        _check_within(kept[1], array, 1)
+        pairs = kept[0][:, None] * array.shape[1] + kept[1]
+        kernels: NDArray[Any] = array.reshape(-1, *array.shape[2:]).take(pairs.reshape(-1), axis=0)
+        return kernels.reshape(*pairs.shape, *array.shape[2:])
     if array.size <= _PIECE:
         for dim, index in kept.items():
             array = array.take(index, axis=dim)
@@ -147,8 +156,7 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
         return array.take(rows, axis=0)
     count = len(array) if rows is None else len(rows)
     others = [dim for dim in kept if dim]
-    if kept[last].min() < 0 or kept[last].max() >= array.shape[last]:
-        raise IndexError(f"there is no such channel along dimension {last} of shape {array.shape}")
+    _check_within(kept[last], array, last)
     shape = [count, *(len(kept[dim]) if dim in kept else size for dim, size in enumerate(array.shape) if dim)]
     result = np.empty(shape, array.dtype)
     many = max(1, _PIECE // max(1, array[0].size))
@@ -160,6 +168,11 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
         # The default mode, "raise", would take all of it into a buffer first.
         part.take(kept[last], axis=last, out=result[start:stop], mode="clip")
     return result
+
+
+def _check_within(index: IntArray, array: NDArray[Any], dim: int) -> None:
+    if index.min() < 0 or index.max() >= array.shape[dim]:
+        raise IndexError(f"there is no such channel along dimension {dim} of shape {array.shape}")
 
 
 def _run(index: IntArray, size: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ChannelPruning", "rewrite"]
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from fxprune.errors import ArgumentError
 from fxprune.formulas import META, empty
 from fxprune.labels import Labels
 from fxprune.nested import map_nested, modules_by_name
-from fxprune.origin import note_origin
+from fxprune.origin import note_origin, origin_from
 from fxprune.plan import ChannelPlan
 from fxprune.replay import Replay
 from fxprune.rewriting import rebuild
@@ -86,14 +87,15 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
             node.args, node.kwargs = args, kwargs
         _drop_numbers(graph)
 
-    result = rebuild(plan.gm, model, plan.structure.recorder.by_alias(plan.tensors), edit)
+    origin = origin_from(plan)
+    result = rebuild(plan.gm, model, origin.tensors, edit)
     modules = modules_by_name(result)
     for (layer, name), value in plan.attributes.items():
         setattr(modules[layer], name, value)
-    _read_again(result, plan)
+    _read_again(result, modules, plan)
     for layer, values in (plan.constants or {}).items():
         _absorb(result, plan, layer, modules_by_name(model)[layer], values)
-    note_origin(result, plan)
+    note_origin(result, origin)
     return result
 
 
@@ -117,10 +119,10 @@ def _scaled(graph: fx.Graph, node: fx.Node, wanted: Scaled) -> fx.Node:
     return node
 
 
-def _read_again(result: fx.GraphModule, plan: ChannelPlan) -> None:
+def _read_again(result: fx.GraphModule, modules: Mapping[str, nn.Module], plan: ChannelPlan) -> None:
     """Check the result against the plan, and write its shapes into the nodes."""
     structure = plan.structure
-    replay = Replay(result, structure.recorder, structure.alive(plan.kept), plan.place, settled=True)
+    replay = Replay(result, structure.recorder, structure.alive(plan.kept), plan.place, modules)
     replay.run()
 
     def as_value(value: object) -> object:

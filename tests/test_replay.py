@@ -15,6 +15,7 @@ from fxprune.analysis import read, resolve
 from fxprune.capture import trace
 from fxprune.errors import InternalError
 from fxprune.models import randomize
+from fxprune.nested import modules_by_name
 from fxprune.recorder import Recorder
 from fxprune.records import Conflict, numbers
 from fxprune.replay import Replay
@@ -166,7 +167,7 @@ def test_a_wrong_rewrite_does_not_go_unnoticed(spoil: str) -> None:
         view = next(n for n in wrong.graph.nodes if n.name == "view")
         view.args = (*view.args[:2], 1, 4, *view.args[4:])
     with pytest.raises(InternalError):
-        Replay(wrong, structure.recorder, structure.alive(found.plan.kept), settled=True).run()
+        Replay(wrong, structure.recorder, structure.alive(found.plan.kept), rewritten=modules_by_name(wrong)).run()
 
 
 def test_a_right_rewrite_is_recognised() -> None:
@@ -175,7 +176,7 @@ def test_a_right_rewrite_is_recognised() -> None:
     right = copy.deepcopy(found.small)
     for node in right.graph.nodes:
         node.meta = dict(next(n.meta for n in found.deps.gm.graph.nodes if n.name == node.name))
-    replay = Replay(right, structure.recorder, structure.alive(found.plan.kept), settled=True)
+    replay = Replay(right, structure.recorder, structure.alive(found.plan.kept), rewritten=modules_by_name(right))
     replay.run()
     assert not replay.changes
 
