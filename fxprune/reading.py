@@ -226,7 +226,8 @@ class Reading(Vocabulary):
         key = (str(self.node.target), attribute)
         if key not in self._standing:
             known = None
-            if getattr(module, attribute, None) is not None:
+            found = module._parameters.get(attribute)  # a module looks everywhere else first
+            if found is not None or getattr(module, attribute, None) is not None:
                 name = self.canonical(f"{self.node.target}.{attribute}")
                 known = Labels(self.shape_of(name), (), None, name)
             self._standing[key] = known

@@ -140,7 +140,7 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
         _check_within(kept[1], array, 1)
         pairs = kept[0][:, None] * array.shape[1] + kept[1]
         kernels: NDArray[Any] = array.reshape(-1, *array.shape[2:]).take(pairs.reshape(-1), axis=0)
-        return kernels.reshape(*pairs.shape, *array.shape[2:])
+        return kernels.reshape((*pairs.shape, *array.shape[2:]))
     if array.size <= _PIECE:
         for dim, index in kept.items():
             array = array.take(index, axis=dim)

@@ -35,8 +35,7 @@ class Axis(NamedTuple):
     groups: int = 1
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """One layer's relation to channels.
 
     Attributes:

@@ -30,6 +30,8 @@ def _per_channel(ctx: Reading, x: Labels, tensors: Sequence[Labels | None], pool
     others = x.off([1])
     if pooled:
         ctx.inexact(others, [d for d in range(len(x.full)) if d != 1], "statistics over positions that can be removed")
+    if x.layers and x.layers[-1].line is line:  # in most networks channels are all that it has labels for
+        return x, line
     made = (place(line, 1, len(x.full)),) if x.full[1] > 1 else ()
     return Labels(x.full, (*others, *made), x.why), line
 
