@@ -99,20 +99,29 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace needs an nn.Module, not {type(model).__name__}")
-    unwritable = next((name for name in modules_by_name(model) if not _UNWRITABLE.isdisjoint(name)), None)
-    if unwritable is not None:
-        raise TraceError(
-            f"{type(model).__name__} has a submodule called {unwritable!r}: torch.fx writes names into the code that "
-            "it generates, and can write no quotation mark, backslash or line break; give it another name"
-        )
     example = bind_example(model, example_inputs)
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")
     with collector_paused():
         tracer, graph = _recorded(model, example, device)
         captured = _assemble(model, tracer, graph)
-        vars(tracer).clear()  # it is in a cycle with what it patched, and would keep the model alive
+        _let_go(tracer)
         return captured
+
+
+def _let_go(tracer: Ladder) -> None:
+    """Empty a tracer: it is in cycles with what it patched, and would keep the model until the collector comes by."""
+    vars(tracer).clear()
+
+
+def _check_names(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    if _UNWRITABLE.isdisjoint("".join(modules)):
+        return
+    name = next(name for name in modules if not _UNWRITABLE.isdisjoint(name))
+    raise TraceError(
+        f"{type(model).__name__} has a submodule called {name!r}: torch.fx writes names into the code that it "
+        "generates, and can write no quotation mark, backslash or line break; give it another name"
+    )
 
 
 def _recorded(model: nn.Module, example: Mapping[str, Any], device: torch.device) -> tuple[Ladder, fx.Graph]:
@@ -120,11 +129,13 @@ def _recorded(model: nn.Module, example: Mapping[str, Any], device: torch.device
     lessons = Lessons()
     while True:
         tracer = Ladder(model, example, device, lessons)
+        _check_names(model, tracer.modules)
         try:
             with unchanged(model, tracer), patched(tracer):
                 return tracer, tracer.trace(model)
         except (Again, Converts) as ended:
             lessons.take(ended, model)
+            _let_go(tracer)
         except FAILURES as error:
             where, failure = tracer.failure or ("the model itself", error)
             reason = tracer.own_error() or failure

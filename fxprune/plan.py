@@ -14,7 +14,6 @@ from torch import fx, nn
 
 from fxprune.errors import ArgumentTypeError
 from fxprune.labels import IntArray, same
-from fxprune.nested import modules_by_name
 from fxprune.records import Change, numbers
 from fxprune.relations import relations
 from fxprune.replay import Replay
@@ -188,7 +187,7 @@ def _layers(gm: fx.GraphModule, structure: Structure, indices: Mapping[Axis, Int
         if side not in sides or rank > before or (rank == before and use.role == "follower"):
             sides[side] = (rank, use.labels.shape[0], index)
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    modules = modules_by_name(gm)
+    modules = structure.recorder.modules
     plans = {}
     known: dict[int, tuple[IntArray, tuple[int, ...]]] = {}  # by array, which is held: what one makes others read
 

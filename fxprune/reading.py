@@ -37,6 +37,9 @@ class Reading(Vocabulary):
     Args:
         gm: A traced graph module.
         modules: All of its modules by name, where they are known.
+
+    Attributes:
+        modules: The same.
     """
 
     def __init__(self, gm: fx.GraphModule, modules: Mapping[str, nn.Module] | None = None) -> None:
@@ -44,7 +47,7 @@ class Reading(Vocabulary):
         self.values: dict[fx.Node, Any] = {}
         self.node: fx.Node = next(iter(gm.graph.nodes))
         self._runner = MetaRunner(torch.device("cpu"))
-        self._modules = modules_by_name(gm) if modules is None else modules
+        self.modules = modules_by_name(gm) if modules is None else modules
         self._layers: dict[str, str] = {}
         self._standing: dict[tuple[str, str], Labels | None] = {}
 
@@ -82,7 +85,7 @@ class Reading(Vocabulary):
                 self.freeze_all(labels, "it is an output of the network")
             return args
         if node.op == "call_module":
-            module = self._modules[str(node.target)]
+            module = self.modules[str(node.target)]
             rule = self._module_rule(module)
             if kwargs:  # rules take a layer's arguments by position
                 bound = inspect.signature(module.forward).bind(*args, **kwargs)
@@ -110,7 +113,7 @@ class Reading(Vocabulary):
         if module._modules and nn.utils.parametrize.is_parametrized(module):  # they are modules in it
             return None
         kind = type(module)
-        rule = RULES.get(kind)
+        rule = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
         if rule is not None:
             return rule
         for base in kind.__mro__:
@@ -141,7 +144,7 @@ class Reading(Vocabulary):
         if node.op != "call_module":
             name = str(getattr(node.target, "__name__", node.target))
             return "" if node.target in RULES else f"operator {name} has no rule"
-        module = self._modules[str(node.target)]
+        module = self.modules[str(node.target)]
         name = f"{node.target} ({type(module).__name__})"
         if "opaque" in node.meta:
             return f"{name} could not be traced: {node.meta['opaque']}"
@@ -203,7 +206,7 @@ class Reading(Vocabulary):
 
     def written_later(self) -> bool:
         """Whether something is written later into memory that the current node's result may share."""
-        return written_later(self.node, self._modules.__getitem__)
+        return written_later(self.node, self.modules.__getitem__)
 
     def keep_copy(self, value: Labels) -> None:
         """Hold the channels of a copy that could become a view, if something is written later that it would see."""
@@ -217,7 +220,7 @@ class Reading(Vocabulary):
     def original(self, name: str) -> Tensor:
         """A parameter or buffer of the module that is being read."""
         owner, _, attribute = name.rpartition(".")
-        module = self._modules[owner]
+        module = self.modules[owner]
         tensor: Tensor | None = module._parameters.get(attribute)
         return getattr(module, attribute) if tensor is None else tensor
 
@@ -248,7 +251,7 @@ class Reading(Vocabulary):
         if self.node.op == "call_module" and self.node.target == owner:
             return True
         kind = (self.node.meta.get("nn_module_stack") or {}).get(owner, ("", nn.Module))[1]
-        module = self._modules[owner]
+        module = self.modules[owner]
         whole = not module._modules or (kind is not nn.Module and str(kind.__module__).startswith("torch.nn"))
         return whole and sum(p is not None and p.dim() > 1 for p in module._parameters.values()) < 2
 

@@ -62,7 +62,7 @@ class Recorder(Reading):
             *(self.inexacts, self.uses, self._origins, self._grouped),
         )
         shared: dict[int, list[str]] = {}
-        for name, tensor in tensors_by_name(self._modules):
+        for name, tensor in tensors_by_name(self.modules):
             shared.setdefault(id(tensor), []).append(name)
         # By name, as a model that is moved or cast later has other tensors.
         self._aliases = {name: names for names in shared.values() for name in names}

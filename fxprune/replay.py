@@ -54,7 +54,7 @@ class Replay(Reading):
         place: IntArray | None = None,
         rewritten: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        super().__init__(gm, rewritten)
+        super().__init__(gm, rewritten if gm is not recorder.gm else recorder.modules)
         self.recorder = recorder
         self.alive = alive
         self.place = place

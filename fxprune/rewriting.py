@@ -241,7 +241,10 @@ def rebuild(
 
 
 def _replacement(tensor: Tensor, new: Tensor) -> Tensor:
-    return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    kind = type(tensor)  # asking whether it is an instance of a parameter is slow, and most are just that
+    if kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter)):
+        return nn.Parameter(new, tensor.requires_grad)
+    return new
 
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:

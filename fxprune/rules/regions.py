@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torchvision.ops import MultiScaleRoIAlign
 
 from fxprune.labels import Labels
 from fxprune.nested import map_nested
@@ -42,7 +41,7 @@ def regions(ctx: Reading, input: Labels, rois: Labels, *args: Any) -> Any:
     return _pooled(ctx, [input], rois)
 
 
-@rule(MultiScaleRoIAlign)
+@rule("torchvision.ops.poolers.MultiScaleRoIAlign")
 def regions_of_pyramid(ctx: Reading, module: Any, x: Mapping[str, Labels], boxes: Any, image_shapes: Any) -> Any:
     """RoIAlign from the level of a feature pyramid that fits the box (Lin et al., 2017, arXiv:1612.03144)."""
     return _pooled(ctx, [labels for name, labels in x.items() if name in module.featmap_names], boxes)

@@ -28,7 +28,8 @@ class Rule:
 
 
 RULES: dict[Any, Rule] = {}
-"""By module class, function, name of a tensor method, or ``"library::name"`` of an operator from elsewhere."""
+"""By module class, function or name of a tensor method; of other libraries, which need not be there, by
+``"library::name"`` of an operator and ``"package.module.Class"`` of a layer."""
 
 
 def rule(*keys: Any, sizes: bool = False, weights: bool = False) -> Callable[[Function], Function]:
