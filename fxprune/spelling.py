@@ -114,11 +114,21 @@ def merge(raw: Any, old: Any, new: Any) -> Any:
     if isinstance(new, slice) and isinstance(raw, slice):
         parts = [merge(getattr(raw, p), getattr(old, p), getattr(new, p)) for p in ("start", "stop", "step")]
         return slice(*parts)
-    if isinstance(new, tuple | list) and isinstance(raw, tuple | list) and len(new) == len(raw) == len(old):
-        return type(new)([merge(r, o, n) for r, o, n in zip(raw, old, new, strict=True)])
+    several = isinstance(new, tuple | list) and isinstance(old, tuple | list) and len(new) == len(old)
+    if several and isinstance(raw, tuple | list) and len(raw) == len(new):
+        merged = [merge(r, o, n) for r, o, n in zip(raw, old, new, strict=True)]
+        return merged if isinstance(new, list) else tuple(merged)
     if type(old) is type(new) and old == new:
         return raw
-    return _scaled(raw, old, new) if isinstance(raw, fx.Node) and type(old) is int and type(new) is int else new
+    if several and isinstance(raw, fx.Node):
+        return merge(tuple(_items(raw, old)), old, new)
+    sized = isinstance(raw, fx.Node | Recomputed) and type(old) is int and type(new) is int
+    return _scaled(raw, old, new) if sized else new
+
+
+def _items(node: fx.Node, values: Sequence[Any]) -> list[Recomputed]:
+    """The items of a sequence that a node gives."""
+    return [Recomputed("call_function", operator.getitem, (node, i), {}, value) for i, value in enumerate(values)]
 
 
 def _scaled(node: fx.Node | Recomputed, old: int, new: int) -> Scaled | int:
@@ -153,9 +163,8 @@ def restored(node: fx.Node, read: Mapping[fx.Node, Any]) -> Any:
     if type(old) is int and type(new) is int:
         return _scaled(node, new, old)
     if isinstance(old, tuple | list) and isinstance(new, tuple | list) and len(old) == len(new):
-        items = [Recomputed("call_function", operator.getitem, (node, i), {}, n) for i, n in enumerate(new)]
         return tuple(
             item if n == o else _scaled(item, n, o) if type(o) is int and type(n) is int else o
-            for item, o, n in zip(items, old, new, strict=True)
+            for item, o, n in zip(_items(node, new), old, new, strict=True)
         )
     return tuple(old) if isinstance(old, torch.Size) else old

@@ -129,3 +129,19 @@ class PickedFromTwoColumns(nn.Module):
 def test_a_piece_of_several_classes_is_not_empty() -> None:
     """Of each column something was left, but of what was picked from one of them nothing."""
     holds(PickedFromTwoColumns(), (3, 4, 4))
+
+
+class SpreadToAShape(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.line, self.one = Stem(4), nn.Linear(4, 4), nn.Conv2d(4, 1, 1)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.line(self.stem(x))
+        return self.head(self.one(x).expand(x.shape))
+
+
+def test_of_a_shape_only_what_must_stay_is_written_out() -> None:
+    """The channels that one is spread to stay, and with them the whole shape was written out, the batch as well."""
+    holds(SpreadToAShape(), (3, 4, 4))
