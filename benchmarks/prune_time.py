@@ -295,7 +295,7 @@ Torch-Pruning {peer}, batch 1 at 224 x 224, float32, ratio {ratio:g}, medians of
 *forward* is one pass of the dense network in evaluation mode without gradients; *fxprune* the sum of capture,
 analysis, plan and rewrite; *passes* that sum in forward passes; *Torch-Pruning* its dependency graph, group magnitude
 importance and pruning, on a copy made before; *factor* how many times as long it takes; *+MiB* the peak beyond the
-original and the result. An empty cell was not measured.
+original and the result, below 0 where freed memory was given back meanwhile. An empty cell was not measured.
 
 """
 
