@@ -145,3 +145,18 @@ class SpreadToAShape(nn.Module):
 def test_of_a_shape_only_what_must_stay_is_written_out() -> None:
     """The channels that one is spread to stay, and with them the whole shape was written out, the batch as well."""
     holds(SpreadToAShape(), (3, 4, 4))
+
+
+class PickedByABuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = Stem(4), nn.Conv2d(2, 3, 1)
+        self.register_buffer("picked", torch.tensor([0, 3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x)[:, self.picked])
+
+
+def test_indices_in_a_buffer_are_no_sizes() -> None:
+    """They were taken for sizes of a shape, and read off it one by one."""
+    holds(PickedByABuffer(), (3, 4, 4))
