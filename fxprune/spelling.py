@@ -120,7 +120,7 @@ def merge(raw: Any, old: Any, new: Any) -> Any:
         return merged if isinstance(new, list) else tuple(merged)
     if type(old) is type(new) and old == new:
         return raw
-    if several and isinstance(raw, fx.Node) and isinstance(raw.meta["val"], tuple | list):  # what a tensor gives are indices
+    if several and isinstance(raw, fx.Node) and isinstance(raw.meta["val"], tuple | list):  # else indices
         return merge(tuple(_items(raw, old)), old, new)
     sized = isinstance(raw, fx.Node | Recomputed) and type(old) is int and type(new) is int
     return _scaled(raw, old, new) if sized else new
