@@ -22,7 +22,7 @@ from fxprune.aliasing import copied, written_later
 from fxprune.errors import InternalError
 from fxprune.labels import Labels, Layer, Reason
 from fxprune.nested import leaves, map_nested, modules_by_name
-from fxprune.rules.table import RULES, Rule, rule_for
+from fxprune.rules.table import RULES, Rule, rule_for, rule_of_class
 from fxprune.shapes import MetaRunner
 from fxprune.sources import source_of
 from fxprune.vocabulary import Vocabulary, apart, labels_in
@@ -113,11 +113,11 @@ class Reading(Vocabulary):
         if module._modules and nn.utils.parametrize.is_parametrized(module):  # they are modules in it
             return None
         kind = type(module)
-        rule = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
+        rule = rule_of_class(kind)
         if rule is not None:
             return rule
         for base in kind.__mro__:
-            rule = RULES.get(base)
+            rule = rule_of_class(base)
             if rule is not None:
                 keeps = all(getattr(kind, n, None) is getattr(base, n, None) for n in ("forward", "_conv_forward"))
                 return rule if keeps else None

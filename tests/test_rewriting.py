@@ -191,7 +191,7 @@ def test_the_traced_graph_stays_with_its_module() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(700, 300), (300, 700, 2), (40, 20, 300)])
+@pytest.mark.parametrize("shape", [(700, 300), (300, 700, 2), (40, 20, 300), (64, 40, 3, 3)])
 def test_large_tensors_are_cut_as_small_ones(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """They go piece by piece, and run by run where neighbours stay together."""
     generator = torch.Generator().manual_seed(0)
@@ -205,6 +205,7 @@ def test_large_tensors_are_cut_as_small_ones(shape: tuple[int, ...], dtype: torc
         assert torch.equal(cut(tensor, along(*((d, i.tolist()) for d, i in choices.items()))), expected)
 
 
-def test_no_channel_beyond_the_last() -> None:
+@pytest.mark.parametrize("shape", [(700, 300), (8, 4, 3, 3)])
+def test_no_channel_beyond_the_last(shape: tuple[int, ...]) -> None:
     with pytest.raises(IndexError):
-        cut(torch.zeros(700, 300), along((0, [0]), (1, [300])))
+        cut(torch.zeros(shape), along((0, [0]), (1, [shape[1]])))

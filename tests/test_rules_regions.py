@@ -60,6 +60,16 @@ def test_maps_of_one_pyramid_go_together_though_their_choice_cannot_be_traced() 
     assert any("opaque" in node.meta for node in found.deps.gm.graph.nodes)
 
 
+class OwnAlign(ops.MultiScaleRoIAlign):
+    pass
+
+
+def test_a_subclass_that_keeps_the_forward_has_the_rule() -> None:
+    model = Regions(Pyramid()).eval()
+    model.pool.align = OwnAlign(["fine", "coarse"], 2, 2)
+    assert prove(model).deps.group_of("down")[0].frozen is None
+
+
 def test_boxes_that_the_network_computes_stay() -> None:
     class Proposals(nn.Module):
         def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RULES", "Rule", "rule", "rule_for"]
+__all__ = ["RULES", "Rule", "rule", "rule_for", "rule_of_class"]
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,3 +52,8 @@ def rule(*keys: Any, sizes: bool = False, weights: bool = False) -> Callable[[Fu
 def rule_for(target: Any) -> Rule | None:
     """The rule of what a graph node calls."""
     return RULES.get(target) or RULES.get(getattr(target, "_qualified_op_name", None))
+
+
+def rule_of_class(kind: type) -> Rule | None:
+    """The rule of a layer's class itself."""
+    return RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
