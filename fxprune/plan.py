@@ -14,9 +14,8 @@ from torch import fx, nn
 
 from fxprune.errors import ArgumentTypeError
 from fxprune.labels import IntArray, same
-from fxprune.records import Change, numbers
+from fxprune.records import Change, Found, numbers
 from fxprune.relations import relations
-from fxprune.replay import Replay
 from fxprune.structure import Structure
 from fxprune.vocabulary import Axis
 
@@ -127,15 +126,15 @@ class ChannelPlan:
         return plan_table(self)
 
 
-def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool_], replay: Replay) -> ChannelPlan:
-    """Put down what a second reading found."""
+def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool_], found: Found) -> ChannelPlan:
+    """Put down what was found for the channels that are kept."""
     recorder = structure.recorder
     position = np.zeros(recorder.count, dtype=np.int64)
     cuts: dict[str, list[tuple[Axis, IntArray]]] = {}
     indices: dict[Axis, IntArray | None] = {}
-    grouped = {(axis.tensor, axis.dim) for axis in replay.axes if axis.groups > 1}
+    grouped = {(axis.tensor, axis.dim) for axis in found.axes if axis.groups > 1}
     known: dict[tuple[int, int], IntArray | None] = {}  # a layer and those that follow it share their labels
-    for axis, labels in replay.axes.items():
+    for axis, labels in found.axes.items():
         if axis.groups == 1 and (axis.tensor, axis.dim) in grouped:
             continue  # said by its blocks
         key = id(recorder.axes[axis]), id(labels)
@@ -157,13 +156,13 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
     return ChannelPlan(
         layers=_layers(deps.gm, structure, indices),
         tensors={name: TensorCut(tuple(axes)) for name, axes in cuts.items()},
-        changes=dict(replay.changes),
-        attributes=dict(replay.attributes),
+        changes=dict(found.changes),
+        attributes=dict(found.attributes),
         inexact=inexact,
         gm=deps.gm,
         structure=structure,
         kept=kept,
-        place=replay.place,
+        place=found.place,
     )
 
 

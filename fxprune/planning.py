@@ -22,7 +22,7 @@ from fxprune.plan import ChannelPlan, make_plan
 from fxprune.ratios import Ratio, Wanted, wanted_ratios, whole_number
 from fxprune.records import Conflict, numbers
 from fxprune.selection import FloatArray, keep_count, select
-from fxprune.settling import replayed
+from fxprune.settling import chosen, replayed
 from fxprune.structure import Structure
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def plan_channels(
         kept = select(structure, scores, keep)
         try:
             with collector_paused():
-                plan = make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
+                plan = make_plan(deps, structure, kept, chosen(deps.gm, structure, kept))
         except Conflict as conflict:
             place = conflict.place
             structure = _refined(structure, conflict)
@@ -158,8 +158,8 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
         groups = () if isinstance(criterion, str | UnitCriterion) else deps.groups
         scores = unit_scores(structure, groups, criterion)
         try:
-            replay = replayed(deps.gm, structure, kept, _permutation(structure, scores))
-            return make_plan(deps, structure, kept, replay)
+            found = replayed(deps.gm, structure, kept, _permutation(structure, scores))
+            return make_plan(deps, structure, kept, found)
         except Conflict as conflict:
             place = conflict.place
             structure = _refined(structure, conflict)

@@ -131,11 +131,11 @@ class Reading(Vocabulary):
             return self.opaque(self.closed_by(node), args, kwargs)
         if not labels_in((args, kwargs)):
             if not _has_tensor(node.meta["val"]):
-                return self._number(node, args, kwargs)
+                return self.number(node, args, kwargs)
             args, kwargs = self.numbers(None, args, kwargs)
             return self.unlabelled(node.meta["val"], self.reason("its size is set by the model's code"))
         if not _has_tensor(node.meta["val"]):
-            return self._number(node, args, kwargs)
+            return self.number(node, args, kwargs)
         args, kwargs = self.numbers(None, args, kwargs)
         return self.opaque(self.closed_by(node), args, kwargs)
 
@@ -156,7 +156,7 @@ class Reading(Vocabulary):
             return f"{name} has a forward hook, which may do anything"
         return f"layer {name} has no rule"
 
-    def _number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    def number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """A Python number, shape or flag: run the call itself on tensors of the shapes being read."""
         args, kwargs = map_nested(_stand_in, args), map_nested(_stand_in, kwargs)
         try:

@@ -16,7 +16,7 @@ from fxprune.nested import tensors_by_name
 from fxprune.reading import FAILURES, Reading
 from fxprune.records import Cover, Freeze, Inexact, Moved, Read, Rect, Tie, lines_of, numbers
 from fxprune.rules.table import Rule
-from fxprune.vocabulary import Axis, Declined, Use, axis_length
+from fxprune.vocabulary import Axis, Declined, Use, axis_length, labels_in
 
 Value = TypeVar("Value")
 
@@ -31,6 +31,8 @@ class Recorder(Reading):
         fillers: The channels that padding adds, each run of them.
         reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
         rearranged: Whether any channels are taken apart, repeated or put into another order.
+        counted: Whether any call may say a number of channels, or compute with one.
+        sizes: Attributes of layers that say how many channels there are: which, the labels, and how it is said.
         axes: The labels along every indexed dimension of a parameter or buffer.
         log: For every node, what each step of its rule gave, in order: the second reading checks against it.
         opaque_nodes: Why the rule of a node does not cover its call.
@@ -54,12 +56,14 @@ class Recorder(Reading):
         self.log: dict[str, list[Any]] = defaultdict(list)
         self.opaque_nodes: dict[str, str] = {}
         self.rearranged = False
+        self.counted = False
+        self.sizes: list[tuple[tuple[str, str], Tensor, Callable[[int], Any] | None]] = []
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
         self._grouped: list[Axis] = []
         self._records: tuple[list[Any], ...] = (
             *(self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order, self.reads_),
-            *(self.inexacts, self.uses, self._origins, self._grouped),
+            *(self.inexacts, self.uses, self._origins, self._grouped, self.sizes),
         )
         shared: dict[int, list[str]] = {}
         for name, tensor in tensors_by_name(self.modules):
@@ -75,7 +79,7 @@ class Recorder(Reading):
     def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
         """A rule that does not cover the call, or fails at it, leaves nothing behind; the node is opaque."""
         lengths, known = [len(records) for records in self._records], len(self.axes)
-        count, rearranged = self.count, self.rearranged
+        count, flags = self.count, (self.rearranged, self.counted)
         try:
             return self.by_rule(rule, args, kwargs)
         except Declined as declined:
@@ -87,7 +91,7 @@ class Recorder(Reading):
         while len(self.axes) > known:
             self.axes.popitem()
         self.log.pop(self.node.name, None)
-        self.count, self.rearranged = count, rearranged
+        self.count, (self.rearranged, self.counted) = count, flags
         self.opaque_nodes[self.node.name] = text
         return self.opaque(text, args, kwargs)
 
@@ -122,6 +126,11 @@ class Recorder(Reading):
     def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Nothing has changed yet."""
         return args, kwargs
+
+    def number(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Whatever is computed from the shape of a value with channels may be their number."""
+        self.counted |= any(value.layers or value.parameter for value in labels_in((args, kwargs)))
+        return super().number(node, args, kwargs)
 
     def fact(self, value: Any) -> Any:
         """This is the original network."""
@@ -273,6 +282,7 @@ class Recorder(Reading):
     ) -> Any:
         """Run the operator on every layer, and see what became of them."""
         moved = [function(spread(layer, value.shape), *args, **kwargs) for layer in value.layers]
+        self.counted |= spell is not None and bool(value.layers)
         start = self.count
         single = isinstance(self.node.meta["val"], Tensor)
 
@@ -353,20 +363,25 @@ class Recorder(Reading):
 
     def filler(self, count: int) -> Tensor:
         """Names that nothing holds."""
+        self.counted = True
         labels = self.fresh(count)
         self._note(labels)
         self.fillers.append(labels)
         return labels
 
     def argument(self, position: int | None, name: str, new: Any, old: Any) -> None:
-        """Arguments are right as they are."""
+        """The argument is right as it is."""
+        self.counted = True
 
     def attribute_value(self, name: str, value: Any) -> None:
-        """Attributes are right as they are."""
+        """The attribute is right as it is."""
+        self.counted = True
 
     def ordered(self, layers: Sequence[Layer]) -> None:
         """Record channels that must not change places."""
         self.in_order += [numbers(layer.tensor) for layer in layers]
 
     def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
-        """Attributes are right as they are."""
+        """Note what the attribute says."""
+        if labels is not None and self.node.op == "call_module":
+            self.sizes.append(((str(self.node.target), name), labels, count))

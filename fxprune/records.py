@@ -6,6 +6,7 @@ __all__ = [
     "Change",
     "Conflict",
     "Cover",
+    "Found",
     "Freeze",
     "Inexact",
     "Moved",
@@ -16,13 +17,14 @@ __all__ = [
     "numbers",
 ]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from fxprune.labels import IntArray, Layer, Lookup, Reason
+from fxprune.vocabulary import Axis
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,23 @@ class Change:
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reading from kept channels finds.
+
+    Attributes:
+        axes: What every indexed dimension keeps, in order, as labels.
+        changes: What becomes of nodes that name sizes.
+        attributes: What becomes of attributes of layers, by layer and name.
+        place: For a permutation, the label that takes each label's place.
+    """
+
+    axes: Mapping[Axis, Tensor]
+    changes: Mapping[str, Change]
+    attributes: Mapping[tuple[str, str], Any]
+    place: IntArray | None = None
 
 
 def lines_of(tensor: Tensor, dims: Sequence[int]) -> IntArray:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["replayed", "settle"]
+__all__ = ["chosen", "replayed", "settle"]
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import Tensor, fx
 
 from fxprune.analysis import resolve
 from fxprune.errors import InternalError
 from fxprune.labels import IntArray
 from fxprune.recorder import Recorder
-from fxprune.records import Conflict, Rect
+from fxprune.records import Conflict, Found, Rect, numbers
 from fxprune.replay import Replay
 from fxprune.selection import select
 from fxprune.structure import Refinement, Structure
@@ -22,7 +23,7 @@ _ATTEMPTS = 64
 
 def replayed(
     gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_], place: IntArray | None = None
-) -> Replay:
+) -> Found:
     """Read the graph from what is kept.
 
     Args:
@@ -36,7 +37,41 @@ def replayed(
     """
     replay = Replay(gm, structure.recorder, structure.alive(kept), place)
     replay.run()
-    return replay
+    return Found(replay.axes, replay.changes, replay.attributes, place)
+
+
+def chosen(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_]) -> Found:
+    """What :func:`replayed` finds for a choice of :func:`fxprune.selection.select`.
+
+    Where channels only pass through in their order and no call says how many they are, nothing could go wrong and every
+    tensor keeps what is left of its channels; the rewritten network is read anyway.
+
+    Raises:
+        Conflict: As from :func:`replayed`.
+    """
+    recorder = structure.recorder
+    if recorder.counted or not _passes(structure):
+        return replayed(gm, structure, kept)
+    alive = structure.alive(kept)
+    left: dict[int, Tensor] = {}  # most tensors share their labels with others
+
+    def of(labels: Tensor) -> Tensor:
+        if id(labels) not in left:
+            named = numbers(labels)
+            left[id(labels)] = torch.from_numpy(named[alive[named]])
+        return left[id(labels)]
+
+    axes = {axis: of(labels) for axis, labels in recorder.axes.items()}
+    attributes = {
+        key: len(of(labels)) if count is None else count(len(of(labels))) for key, labels, count in recorder.sizes
+    }
+    return Found(axes, {}, attributes)
+
+
+def _passes(structure: Structure) -> bool:
+    """Whether channels only ever pass through in their order, in blocks that only have to be equally many."""
+    recorder = structure.recorder
+    return not recorder.rearranged and (not structure.rects or all(_in_a_row(rect) for rect in recorder.rects))
 
 
 def _in_a_row(rect: Rect) -> bool:
@@ -53,8 +88,8 @@ def settle(gm: fx.GraphModule, recorder: Recorder, refinement: Refinement | None
         refinement: Where to start; by default with nothing added to the first reading.
     """
     structure = resolve(recorder, refinement or Refinement())
-    if not recorder.rearranged and (not structure.rects or all(_in_a_row(rect) for rect in recorder.rects)):
-        return structure  # channels only ever pass through in their order: there is nothing that could not be
+    if _passes(structure):
+        return structure  # there is no choice that could not be carried out
     scores = np.random.default_rng(0).random(recorder.count)
     for _ in range(_ATTEMPTS):
         keep = {g: -(-len(m) // 2) for g, m in enumerate(structure.members)}

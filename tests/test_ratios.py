@@ -27,8 +27,7 @@ from fxprune.errors import (
 )
 from fxprune.models import randomize
 from fxprune.planning import plan_channels
-from fxprune.records import Conflict, numbers
-from fxprune.replay import Replay
+from fxprune.records import Conflict, Found, numbers
 from fxprune.structure import Structure
 from fxprune.vocabulary import Axis
 
@@ -163,13 +162,13 @@ def test_what_the_second_reading_refuses_is_an_error(
     """It may refuse every choice, so that nothing of what was asked for can go, only once there is a plan."""
     deps = DependencyGraph.from_model(randomize(Chain()), IMAGE)
 
-    def refuse(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_]) -> Replay:
+    def refuse(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_]) -> Found:
         if kept.all():
-            return settling.replayed(gm, structure, kept)
+            return settling.chosen(gm, structure, kept)
         labels = numbers(structure.recorder.axes[Axis("a.weight", 0)])
         raise Conflict(labels, "relu", "channels do not line up at node 'relu'")
 
-    monkeypatch.setattr(planning, "replayed", refuse)
+    monkeypatch.setattr(planning, "chosen", refuse)
     with pytest.raises(error) as caught:
         plan_channels(deps, ratio)
     assert "'a'" in str(caught.value)

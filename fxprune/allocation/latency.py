@@ -30,7 +30,7 @@ from fxprune.plan import make_plan
 from fxprune.profiling import measure_latency, synchronise
 from fxprune.records import Conflict
 from fxprune.selection import FloatArray, keep_count, select
-from fxprune.settling import replayed
+from fxprune.settling import chosen
 from fxprune.training import evaluation_mode
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _networks(deps: DependencyGraph) -> Iterator[tuple[NDArray[np.bool_], fx.Gra
     for ratios in cuts:
         kept = select(structure, scores, {g: keep_count(sizes[g], ratio) for g, ratio in enumerate(ratios)})
         try:
-            plan = make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
+            plan = make_plan(deps, structure, kept, chosen(deps.gm, structure, kept))
         except Conflict:  # rare, and there are others
             continue
         yield kept, plan.apply(deps.gm)
