@@ -207,15 +207,19 @@ def adopt(gm: nn.Module, model: nn.Module, taken: Callable[[Any], Any] = lambda 
             gm.add_module(name, taken(child))
 
 
-def conform(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> None:
+def conform(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Give what torch.fx rebuilt the mode, and what it registered the persistence, that they have in a model.
 
     Args:
         gm: Its graph.
         modules: All of its modules by name.
+
+    Returns:
+        The modules of the graph module by name.
     """
     model = modules[""]
-    for name, module in modules_by_name(gm).items():
+    here = modules_by_name(gm)
+    for name, module in here.items():
         owner = name.removesuffix(TRAINING_FLAG).rstrip(".") if name.endswith(TRAINING_FLAG) else name
         training = modules.get(owner, model).training
         if module.training is not training:  # assigning is slow, and almost all are what they were
@@ -226,6 +230,7 @@ def conform(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> None:
                 kept = original is not None and buffer in original._buffers
                 if not kept or buffer in original._non_persistent_buffers_set:  # type: ignore[union-attr]
                     module._non_persistent_buffers_set.add(buffer)
+    return here
 
 
 def _has_effect(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

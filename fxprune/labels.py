@@ -24,7 +24,7 @@ __all__ = [
     "spread",
 ]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -64,9 +64,9 @@ class Reason:
         return f"{self.text} ({self.where})" if self.where else self.text
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(slots=True, eq=False)
 class Layer:
-    """Labels that vary along ``dims``.
+    """Labels that vary along ``dims``; a value, of which nothing is ever assigned.
 
     Attributes:
         tensor: int64, as many dimensions as the value, size 1 along every dimension outside ``dims``.
@@ -76,17 +76,13 @@ class Layer:
 
     tensor: Tensor
     dims: tuple[int, ...]
-    line: Tensor | None
-
-    # By itself a frozen class would set field by field, by way of its base: there are thousands of these.
-    def __init__(self, tensor: Tensor, dims: tuple[int, ...], line: Tensor | None = None) -> None:
-        self.__dict__.update(tensor=tensor, dims=dims, line=line)
+    line: Tensor | None = None
 
 
 @atomic
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(slots=True, eq=False)
 class Labels:
-    """Labels of a tensor value.
+    """Labels of a tensor value; as a value, nothing of it is ever assigned.
 
     Attributes:
         full: The value's shape in the original network.
@@ -96,35 +92,31 @@ class Labels:
     """
 
     full: tuple[int, ...]
-    layers: tuple[Layer, ...]
-    why: Reason | None
-    parameter: str | None
-
-    def __init__(
-        self,
-        full: tuple[int, ...],
-        layers: tuple[Layer, ...] = (),
-        why: Reason | None = None,
-        parameter: str | None = None,
-    ) -> None:
-        self.__dict__.update(full=full, layers=layers, why=why, parameter=parameter)
+    layers: tuple[Layer, ...] = ()
+    why: Reason | None = None
+    parameter: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The value's shape in the network that is being read."""
+        if not self.layers:
+            return self.full
         sizes = list(self.full)
         for layer in self.layers:
+            now = layer.tensor.shape
             for dim in layer.dims:
-                sizes[dim] = layer.tensor.shape[dim]
+                sizes[dim] = now[dim]
         return tuple(sizes)
 
-    def on(self, dims: Sequence[int] | set[int]) -> list[Layer]:
+    def on(self, dims: Iterable[int]) -> list[Layer]:
         """The layers that vary along any of ``dims``."""
-        return [layer for layer in self.layers if not set(layer.dims).isdisjoint(dims)]
+        wanted = frozenset(dims)
+        return [layer for layer in self.layers if not wanted.isdisjoint(layer.dims)]
 
-    def off(self, dims: Sequence[int] | set[int]) -> list[Layer]:
+    def off(self, dims: Iterable[int]) -> list[Layer]:
         """The layers that vary along none of ``dims``."""
-        return [layer for layer in self.layers if set(layer.dims).isdisjoint(dims)]
+        wanted = frozenset(dims)
+        return [layer for layer in self.layers if wanted.isdisjoint(layer.dims)]
 
 
 def spread(layer: Layer, shape: tuple[int, ...]) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["ChannelPlan", "LayerPlan", "TensorCut", "make_plan"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,26 +18,53 @@ from fxprune.labels import IntArray, same
 from fxprune.records import Change, Found, numbers
 from fxprune.relations import relations
 from fxprune.structure import Structure
-from fxprune.vocabulary import Axis
+from fxprune.vocabulary import Axis, Use
 
 if TYPE_CHECKING:
     from fxprune.allocation.budget import Allocation
     from fxprune.dependency import DependencyGraph
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerPlan:
     """What one layer keeps.
 
     Attributes:
-        inputs: Kept input channels in order, or None where all stay as they are.
-        outputs: Kept output channels in order, or None where all stay as they are.
+        kept_inputs, kept_outputs: Kept channels in order, as they were found, or None where all stay as they are.
         size: Numbers of input and output channels before; 0 where the layer has none.
     """
 
-    inputs: tuple[int, ...] | None
-    outputs: tuple[int, ...] | None
+    kept_inputs: Sequence[int] | IntArray | None
+    kept_outputs: Sequence[int] | IntArray | None
     size: tuple[int, int] = (0, 0)
+
+    @cached_property
+    def inputs(self) -> tuple[int, ...] | None:
+        """Kept input channels in order, or None where all stay as they are."""
+        return _listed(self.kept_inputs)
+
+    @cached_property
+    def outputs(self) -> tuple[int, ...] | None:
+        """Kept output channels in order, or None where all stay as they are."""
+        return _listed(self.kept_outputs)
+
+    def _value(self) -> tuple[Any, ...]:
+        return self.inputs, self.outputs, self.size
+
+    def __eq__(self, other: object) -> bool:
+        return self._value() == other._value() if isinstance(other, LayerPlan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def __repr__(self) -> str:
+        return f"LayerPlan(inputs={self.inputs}, outputs={self.outputs}, size={self.size})"
+
+
+def _listed(kept: Sequence[int] | IntArray | None) -> tuple[int, ...] | None:
+    if kept is None:
+        return None
+    return tuple(kept.tolist()) if isinstance(kept, np.ndarray) else tuple(kept)
 
 
 @dataclass(frozen=True)
@@ -167,43 +195,37 @@ def make_plan(deps: DependencyGraph, structure: Structure, kept: NDArray[np.bool
 
 
 def _layers(gm: fx.GraphModule, structure: Structure, indices: Mapping[Axis, IntArray | None]) -> dict[str, LayerPlan]:
-    found: dict[str, dict[str, tuple[tuple[bool, bool, bool], int, IntArray | None]]] = {}
+    sides: dict[tuple[str, bool], Use] = {}  # by layer and whether it is what the layer reads
     choosable = (structure.group >= 0)[structure.unit]
-    free: dict[int, bool] = {}  # by the labels, which the tensors of a layer share
+
+    def rank(use: Use) -> tuple[bool, bool, bool]:
+        """Of a parameter's dimensions, the one that changes says most."""
+        changes = indices.get(use.axis) is not None
+        return use.role == "producer", changes, changes or bool(choosable[numbers(use.labels)].any())
+
     for use in relations(structure):
-        sides = found.setdefault(use.layer, {})
-        side = "inputs" if use.role == "consumer" else "outputs"
-        index = indices.get(use.axis)
-        key = id(use.labels)
-        if key not in free:
-            free[key] = bool(choosable[numbers(use.labels)].any())
-        rank = (
-            use.role == "producer",
-            index is not None,
-            free[key],
-        )  # of a parameter's dimensions, the one that changes
-        before = sides[side][0] if side in sides else (False, False, False)
-        if side not in sides or rank > before or (rank == before and use.role == "follower"):
-            sides[side] = (rank, use.labels.shape[0], index)
+        side = use.layer, use.role == "consumer"
+        known = sides.setdefault(side, use)
+        if known.labels is use.labels and indices.get(known.axis) is indices.get(use.axis):
+            continue
+        ours, before = rank(use), rank(known)
+        if ours > before or (ours == before and use.role == "follower"):
+            sides[side] = use
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     modules = structure.recorder.modules
     plans = {}
-    known: dict[int, tuple[IntArray, tuple[int, ...]]] = {}  # by array, which is held: what one makes others read
-
-    def listed(index: IntArray | None) -> tuple[int, ...] | None:
-        if index is None:
-            return None
-        if id(index) not in known:
-            known[id(index)] = index, tuple(index.tolist())
-        return known[id(index)][1]
-
-    for layer, sides in found.items():
-        _, size_in, inputs = sides.get("inputs", (None, 0, None))
-        _, size_out, outputs = sides.get("outputs", (None, 0, None))
-        if "inputs" not in sides and layer in called:
+    for layer in dict.fromkeys(layer for layer, _ in sides):
+        size_in, inputs = _side(sides.get((layer, True)), indices)
+        size_out, outputs = _side(sides.get((layer, False)), indices)
+        if (layer, True) not in sides and layer in called:
             size_in, inputs = _through(modules[layer], size_out, outputs)
-        plans[layer] = LayerPlan(listed(inputs), listed(outputs), (size_in, size_out))
+        plans[layer] = LayerPlan(inputs, outputs, (size_in, size_out))
     return plans
+
+
+def _side(use: Use | None, indices: Mapping[Axis, IntArray | None]) -> tuple[int, IntArray | None]:
+    """How many channels one side of a layer has, and which stay."""
+    return (0, None) if use is None else (use.labels.shape[0], indices.get(use.axis))
 
 
 def _through(module: nn.Module, size: int, outputs: IntArray | None) -> tuple[int, IntArray | None]:

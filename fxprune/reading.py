@@ -229,8 +229,9 @@ class Reading(Vocabulary):
         key = (str(self.node.target), attribute)
         if key not in self._standing:
             known = None
-            found = module._parameters.get(attribute)  # a module looks everywhere else first
-            if found is not None or getattr(module, attribute, None) is not None:
+            holders = (module._parameters, module._buffers)  # a module looks everywhere else first
+            found = next((held[attribute] for held in holders if attribute in held), ...)
+            if (getattr(module, attribute, None) if found is ... else found) is not None:
                 name = self.canonical(f"{self.node.target}.{attribute}")
                 known = Labels(self.shape_of(name), (), None, name)
             self._standing[key] = known

@@ -7,7 +7,7 @@ __all__ = ["cut", "graph_over", "rebuild"]
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -84,8 +84,9 @@ def _targets(gm: fx.GraphModule, here: Mapping[str, nn.Module]) -> dict[str, Any
 def _check_shapes(name: str, traced: Any, found: Any) -> None:
     if traced is found:
         return
-    for path, tensor in _tensors(traced, name).items():
-        other = _tensors(found, name).get(path)
+    others = dict(_tensors(found, name))
+    for path, tensor in _tensors(traced, name):
+        other = others.get(path)
         if other is None or other.shape != tensor.shape:
             shape = "absent" if other is None else f"of shape {tuple(other.shape)}"
             raise ArgumentError(
@@ -102,19 +103,18 @@ def _find(modules: Mapping[str, nn.Module], node: fx.Node) -> Any:
     return getattr(modules[owner], attribute)
 
 
-def _tensors(value: Any, name: str) -> dict[str, Tensor]:
-    """All parameters and buffers of a layer, or the tensor itself, by qualified name."""
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers of a layer, or the tensor itself, with their qualified names."""
     if isinstance(value, Tensor):
-        return {name: value}
-    found = {
-        f"{name}.{attribute}": tensor
-        for attribute, tensor in (*value._parameters.items(), *value._buffers.items())
-        if tensor is not None
-    }
+        yield name, value
+        return
+    for held in (value._parameters, value._buffers):
+        for attribute, tensor in held.items():
+            if tensor is not None:
+                yield f"{name}.{attribute}", tensor
     for attribute, child in value._modules.items():
         if child is not None:
-            found.update(_tensors(child, f"{name}.{attribute}"))
-    return found
+            yield from _tensors(child, f"{name}.{attribute}")
 
 
 def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
@@ -210,7 +210,7 @@ def _in_format_of(original: Tensor, result: Tensor) -> Tensor:
 
 def rebuild(
     gm: fx.GraphModule, model: nn.Module, replaced: Mapping[str, TensorCut], edit: Callable[[fx.Graph], None]
-) -> fx.GraphModule:
+) -> tuple[fx.GraphModule, dict[str, nn.Module]]:
     """A new graph module: the layers of ``model``, copied, with some tensors cut, under an edited copy of the graph.
 
     Sharing of layers and tensors within the model is kept; nothing is shared with it.
@@ -221,6 +221,9 @@ def rebuild(
         replaced: How tensors are cut, by any of their names.
         edit: Changes the copy of the graph in place.
 
+    Returns:
+        The graph module, and its modules by name.
+
     Raises:
         ArgumentError: As from :func:`graph_over`.
     """
@@ -228,7 +231,7 @@ def rebuild(
     targets = _targets(gm, modules)
     memo: dict[int, Any] = {}
     for name, value in targets.items():
-        for path, tensor in _tensors(value, name).items():
+        for path, tensor in _tensors(value, name):
             if path in replaced:
                 memo[id(tensor)] = _replacement(tensor, cut(tensor, replaced[path]))
     root = {name: _copy(value, memo) for name, value in targets.items()}
@@ -236,8 +239,7 @@ def rebuild(
     edit(graph)
     result = assembled(root, graph, gm.__class__.__name__)
     adopt(result, model, lambda value: _copy(value, memo))
-    conform(result, modules)
-    return result
+    return result, conform(result, modules)
 
 
 def _replacement(tensor: Tensor, new: Tensor) -> Tensor:

@@ -21,9 +21,7 @@ from fxprune.structure import Refinement, Structure
 _ATTEMPTS = 64
 
 
-def replayed(
-    gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_], place: IntArray | None = None
-) -> Found:
+def replayed(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_], place: IntArray | None = None) -> Found:
     """Read the graph from what is kept.
 
     Args:

@@ -75,6 +75,7 @@ class CaptureTracer(EvaluatingTracer):
         self.originals: dict[str, Any] = {}
         self.patches: dict[str, Any] = {}
         self._leaves: dict[type[nn.Module], bool] = {}
+        self._stack: dict[str, Any] | None = None  # the modules that nodes are in now, which share this
 
     # What torch.fx asks of a tracer -----------------------------------------------------------------------------------
 
@@ -160,7 +161,9 @@ class CaptureTracer(EvaluatingTracer):
         """A node that knows the modules in which it is."""
         node = append_node(self.graph, kind, target, args, kwargs, name, type_expr)
         if self.module_stack:
-            node.meta["nn_module_stack"] = dict(self.module_stack)
+            if self._stack is None:
+                self._stack = dict(self.module_stack)
+            node.meta["nn_module_stack"] = self._stack
         return node
 
     def create_proxy(
@@ -200,11 +203,13 @@ class CaptureTracer(EvaluatingTracer):
         self.num_calls[path] = calls + 1
         self.module_stack[f"{path}@{calls}" if calls else path] = (path, kind)
         self.scope.module_path, self.scope.module_type = path, kind
+        self._stack = None
         try:
             return run(path)
         finally:
             self.scope.module_path, self.scope.module_type = before
             self.module_stack.popitem()
+            self._stack = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Torch's own layers are leaves, unless they are built of others; a subclass is one if it keeps the forward."""

@@ -88,8 +88,7 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
         _drop_numbers(graph)
 
     origin = origin_from(plan)
-    result = rebuild(plan.gm, model, origin.tensors, edit)
-    modules = modules_by_name(result)
+    result, modules = rebuild(plan.gm, model, origin.tensors, edit)
     for (layer, name), value in plan.attributes.items():
         setattr(modules[layer], name, value)
     _read_again(result, modules, plan)

@@ -253,3 +253,18 @@ def test_pieces_are_known() -> None:
 )
 def test_it_is_known_whether_channels_are_rearranged(function: Any, rearranged: bool) -> None:
     assert moved(function)[0].rearranged is rearranged
+
+
+@pytest.mark.parametrize(
+    ("function", "counted"),
+    [
+        (lambda y: y.permute(0, 2, 3, 1).contiguous(), False),
+        (lambda y: y.mean((2, 3)), False),
+        (lambda y: y * y.shape[1], True),
+        (lambda y: y.flatten(2).view(-1, 4, 16), True),
+        (lambda y: F.pad(y, (0, 0, 0, 0, 1, 1)), True),
+        (lambda y: F.layer_norm(y.mT, y.mT.shape[3:]), True),
+    ],
+)
+def test_it_is_known_whether_a_call_may_say_a_number_of_channels(function: Any, counted: bool) -> None:
+    assert moved(function)[0].counted is counted
