@@ -120,7 +120,8 @@ def test_a_graph_over_a_model_has_its_mode() -> None:
 def test_rebuilding_without_a_cut_is_a_copy(name: str) -> None:
     model = randomize(ZOO[name]()).eval()
     gm = trace(model, example_inputs(name))
-    result = rebuild(gm, model, {}, lambda graph: None)
+    result, modules = rebuild(gm, model, {}, lambda graph: None)
+    assert modules == dict(result.named_modules(remove_duplicate=False))
     assert result.code == gm.code
     assert result.graph is not gm.graph
     assert {k: v.dtype for k, v in result.state_dict().items()} == {k: v.dtype for k, v in model.state_dict().items()}
@@ -147,7 +148,7 @@ def test_rebuilding_cuts_a_shared_tensor_once_under_all_its_names() -> None:
     model = Tied()
     gm = trace(model, torch.zeros(2, 4))
     choice = along((0, [0, 2]))
-    result = rebuild(gm, model, {"a.weight": choice, "b.weight": choice}, lambda graph: None)
+    result, _ = rebuild(gm, model, {"a.weight": choice, "b.weight": choice}, lambda graph: None)
     assert result.get_parameter("a.weight") is result.get_parameter("b.weight")
     assert torch.equal(result.get_parameter("a.weight"), model.a.weight[[0, 2]])
     assert model.a.weight.shape == (4, 4)
@@ -161,7 +162,7 @@ def test_layers_keep_their_own_attributes_and_class() -> None:
     layer.note = {"list": [1, 2]}  # type: ignore[assignment]
     layer.register_buffer("empty", None)
     model = nn.Sequential(layer, nn.ReLU())
-    result = rebuild(trace(model, IMAGE), model, {}, lambda graph: None)
+    result, _ = rebuild(trace(model, IMAGE), model, {}, lambda graph: None)
     copied = result.get_submodule("0")
     assert type(copied) is Marked
     assert copied.note == {"list": [1, 2]}
