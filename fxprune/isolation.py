@@ -99,7 +99,8 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
         elif kinds[kind] is not None:
             space = thing if kinds[kind] is dict else getattr(thing, "__dict__", None)
             if space is not None:
-                saved.append((space, dict(space)))
+                # Of a dictionary of attributes its own method makes a copy without looking at the names.
+                saved.append((space, space.copy() if type(space) is dict else dict(space)))
                 enter(space.values())
     try:
         first = {module: name for name, module in reversed(tracer.modules.items())}
@@ -112,9 +113,8 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
             if len(now) != len(before) or not all(map(operator.is_, now.values(), before.values())):
                 now.clear()
                 now.update(before)
-        for thing in empty:
-            if thing:
-                thing.clear()
+        for thing in filter(None, empty):
+            thing.clear()
         for current, earlier in lists:
             current[:] = earlier
 

@@ -157,7 +157,7 @@ class Ladder(CaptureTracer):
         if not flag.decided:
             return out
         end = next(iter(reversed(self.graph.nodes)))
-        stored = [(vars(part), dict(vars(part))) for part in module.modules()]
+        stored = [(vars(part), vars(part).copy()) for part in module.modules()]
         object.__setattr__(module, "training", Flag.of(not flag.on, flag.owner))
         failure, script = self.failure, self.script
         nodes = self.nodes_after(last)

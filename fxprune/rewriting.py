@@ -27,8 +27,11 @@ _IMMUTABLE = frozenset(
 )
 _CONTAINERS = frozenset((dict, OrderedDict, set))
 
+_WHOLE = 1 << 20
+"""Up to how many elements a tensor is gathered in one go on a CPU, one dimension after the other."""
+
 _PIECE = 1 << 17
-"""Elements that are gathered at a time on a CPU: half a megabyte in float32."""
+"""Elements of a larger one that are gathered at a time: half a megabyte in float32."""
 
 _KERNEL = 5
 """From how many elements for each pair of channels on they are gathered in one go."""
@@ -141,7 +144,7 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
         pairs = kept[0][:, None] * array.shape[1] + kept[1]
         kernels: NDArray[Any] = array.reshape(-1, *array.shape[2:]).take(pairs.reshape(-1), axis=0)
         return kernels.reshape((*pairs.shape, *array.shape[2:]))
-    if array.size <= _PIECE:
+    if array.size <= _WHOLE:
         for dim, index in kept.items():
             array = array.take(index, axis=dim)
         return array
@@ -260,7 +263,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     new = type(value).__new__(type(value))
     memo[id(value)] = new
-    attributes = dict(value.__dict__)
+    attributes = value.__dict__.copy()
     for name, attribute in attributes.items():
         kind = type(attribute)
         if kind in _IMMUTABLE:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxprune import rewriting
 from fxprune.capture import trace
 from fxprune.errors import ArgumentError
 from fxprune.models import ZOO, example_inputs, randomize
@@ -193,8 +194,11 @@ def test_the_traced_graph_stays_with_its_module() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(700, 300), (300, 700, 2), (40, 20, 300), (64, 40, 3, 3)])
-def test_large_tensors_are_cut_as_small_ones(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_large_tensors_are_cut_as_small_ones(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They go piece by piece, and run by run where neighbours stay together."""
+    monkeypatch.setattr(rewriting, "_WHOLE", 1000)
     generator = torch.Generator().manual_seed(0)
     tensor = torch.randn(shape, generator=generator).to(dtype)
     apart = [torch.randperm(size, generator=generator)[: size // 2] for size in shape]
@@ -207,6 +211,8 @@ def test_large_tensors_are_cut_as_small_ones(shape: tuple[int, ...], dtype: torc
 
 
 @pytest.mark.parametrize("shape", [(700, 300), (8, 4, 3, 3)])
-def test_no_channel_beyond_the_last(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("whole", [1000, 1_000_000])
+def test_no_channel_beyond_the_last(shape: tuple[int, ...], whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewriting, "_WHOLE", whole)
     with pytest.raises(IndexError):
         cut(torch.zeros(shape), along((0, [0]), (1, [shape[1]])))
