@@ -37,7 +37,8 @@ def _components(count: int, ties: Sequence[tuple[IntArray, IntArray]]) -> tuple[
     """Unit of each label, with the labels tied to 0 in unit 0, numbered by their first label."""
     rows = np.concatenate([a for a, _ in ties]) if ties else np.zeros(0, dtype=np.int64)
     columns = np.concatenate([b for _, b in ties]) if ties else np.zeros(0, dtype=np.int64)
-    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(count, count))
+    edges = rows.astype(np.int32), columns.astype(np.int32)  # as SciPy stores them, and would look for itself
+    graph = coo_array((np.ones(len(rows)), edges), shape=(count, count)).tocsr()
     units, raw = connected_components(graph, directed=False)
     first = np.zeros(units, dtype=np.int64)
     first[raw[::-1]] = np.arange(count - 1, -1, -1)  # of several values for one place the last stays

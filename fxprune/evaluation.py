@@ -6,7 +6,7 @@ could have is followed as well: what differs between the two is not to decide an
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "EvaluatingTracer", "twin_of", "value_of"]
+__all__ = ["FAILURES", "MATH", "EvaluatingTracer", "twin_of", "value_of"]
 
 import copy
 import math
@@ -34,6 +34,9 @@ FAILURES = (
 )
 """What the forward of a module can raise when it meets something that is not a tensor."""
 
+MATH = tuple(function for name, function in vars(math).items() if callable(function) and not name.startswith("_"))
+"""Functions of numbers that become nodes of the graph."""
+
 
 class EvaluatingTracer(fx.Tracer):
     """torch.fx's tracer with a value for every node.
@@ -53,7 +56,8 @@ class EvaluatingTracer(fx.Tracer):
     """
 
     def __init__(self, model: nn.Module, example: Mapping[str, Any], device: torch.device) -> None:
-        super().__init__(autowrap_modules=(math,))
+        # Where code has them under names of its own; what it calls by way of the module is replaced there.
+        super().__init__(autowrap_modules=(), autowrap_functions=MATH)  # type: ignore[arg-type]
         self.runner = MetaRunner(device)
         self.example = example
         self.modules = modules_by_name(model)

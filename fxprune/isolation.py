@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["CodeTracer", "patched", "unchanged"]
 
 import functools
+import math
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.overrides import is_tensor_method_or_property
 
 from fxprune.conversion import stand_ins
+from fxprune.evaluation import MATH
 from fxprune.ladder import Ladder
 from fxprune.nested import leaves
 from fxprune.opaque import PYTHON, Closed, holds_proxy
@@ -228,6 +230,12 @@ def _factories(tracer: fx.Tracer) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _arithmetic(tracer: fx.Tracer) -> Iterator[None]:
+    with _replaced(vars(math), {function.__name__: _recorded(tracer, function) for function in MATH}):
+        yield
+
+
 class CodeTracer(fx.Tracer):
     """Traces the code that torch.fx generates for a captured graph: unpickling a graph module does."""
 
@@ -248,6 +256,7 @@ def patched(tracer: Ladder) -> Iterator[None]:
     is_tensor_method_or_property(Tensor.add)  # torch remembers its functions for good when first asked: as they are now
     with ExitStack() as stack:
         stack.enter_context(_factories(tracer))
+        stack.enter_context(_arithmetic(tracer))
         stack.enter_context(_methods(tracer))
         tracer.originals.update(isinstance=isinstance, max=max, min=min)
         tracer.patches.update(isinstance=_is_instance, max=_extremum(tracer, max), min=_extremum(tracer, min))

@@ -123,17 +123,15 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     """The kept part of a tensor, in the plan's order; always new storage, in the tensor's memory format."""
     result = tensor.detach()
-    axes = plan.axes
-    if len(axes) > 1:
-        axes = tuple(sorted(axes, key=lambda pair: pair[0].dim))
-    groups = max([axis.groups for axis, _ in axes], default=1)
+    kept = {axis.dim: index for axis, index in plan.axes}
+    groups = max([axis.groups for axis, _ in plan.axes], default=1)
     if groups > 1:
         result = _cut_blocks(result, plan, groups)
-    elif axes and tensor.is_cpu and tensor.dtype in _NUMPYS and tensor.is_contiguous():
-        return torch.from_numpy(_take(result.numpy(), {axis.dim: index for axis, index in axes}))
+    elif kept and tensor.is_cpu and tensor.dtype in _NUMPYS and tensor.is_contiguous():
+        return torch.from_numpy(_take(result.numpy(), kept))
     else:
-        for axis, index in axes:
-            result = result.index_select(axis.dim, torch.from_numpy(index).to(tensor.device))
+        for dim, index in kept.items():
+            result = result.index_select(dim, torch.from_numpy(index).to(tensor.device))
     return _in_format_of(tensor, result)
 
 
@@ -145,8 +143,8 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
         kernels: NDArray[Any] = array.reshape(-1, *array.shape[2:]).take(pairs.reshape(-1), axis=0)
         return kernels.reshape((*pairs.shape, *array.shape[2:]))
     if array.size <= _WHOLE:
-        for dim, index in kept.items():
-            array = array.take(index, axis=dim)
+        for dim in sorted(kept):
+            array = array.take(kept[dim], axis=dim)
         return array
     last = max(kept)
     run = _run(kept[last], array.shape[last])
@@ -158,7 +156,7 @@ def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
     if len(kept) == 1 and rows is not None:
         return array.take(rows, axis=0)
     count = len(array) if rows is None else len(rows)
-    others = [dim for dim in kept if dim]
+    others = [dim for dim in sorted(kept) if dim]
     _check_within(kept[last], array, last)
     shape = [count, *(len(kept[dim]) if dim in kept else size for dim, size in enumerate(array.shape) if dim)]
     result = np.empty(shape, array.dtype)

@@ -90,7 +90,11 @@ def rewrite(model: nn.Module, plan: ChannelPlan) -> fx.GraphModule:
     origin = origin_from(plan)
     result, modules = rebuild(plan.gm, model, origin.tensors, edit)
     for (layer, name), value in plan.attributes.items():
-        setattr(modules[layer], name, value)
+        attributes = vars(modules[layer])
+        if name in attributes:  # a module would first look whether it is a parameter
+            attributes[name] = value
+        else:
+            setattr(modules[layer], name, value)
     _read_again(result, modules, plan)
     for layer, values in (plan.constants or {}).items():
         _absorb(result, plan, layer, modules_by_name(model)[layer], values)
