@@ -2,9 +2,9 @@
 
 Run it as ``python benchmarks/prune_time.py`` for ResNet-50, with patterns for other classification networks of
 torchvision's, as in ``'densenet*' vit_b_16``, or with ``--all``. Weights are random, so nothing is downloaded. One
-CPU thread, batch 1, float32; every round times a forward pass, fxprune and Torch-Pruning one after the other, and the
-medians of the rounds are shown. Torch-Pruning comes with ``pip install .[benchmark]``; without it its columns stay
-empty.
+CPU thread, batch 1, float32; every round times a forward pass, fxprune, what torch itself takes to trace and copy the
+model, and Torch-Pruning one after the other, and the medians of the rounds are shown. Torch-Pruning comes with
+``pip install .[benchmark]``; without it its columns stay empty.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
 
@@ -62,6 +62,7 @@ class Timing:
         name: Of the network.
         forward: One forward pass, one entry for each round.
         steps: Capture, analysis, plan and rewrite, one entry for each round.
+        least: ``torch.fx.symbolic_trace`` and ``copy.deepcopy`` alone, one entry for each round.
         peer: Torch-Pruning, one entry for each round.
         failures: By tool, why it gave nothing.
         memory: By tool, the peak in MiB beyond the original and the result, if asked for.
@@ -70,6 +71,7 @@ class Timing:
     name: str
     forward: list[float] = field(default_factory=list)
     steps: list[tuple[float, ...]] = field(default_factory=list)
+    least: list[float] = field(default_factory=list)
     peer: list[float] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     memory: dict[str, float] = field(default_factory=dict)
@@ -118,6 +120,14 @@ def prune(model: nn.Module, image: Tensor) -> tuple[tuple[float, ...], nn.Module
     return tuple(b - a for a, b in itertools.pairwise(times)), small
 
 
+def trace_and_copy(model: nn.Module) -> float:
+    """What torch itself takes to trace a model and to copy it, without a thought of pruning; returns the seconds."""
+    start = time.perf_counter()
+    fx.symbolic_trace(model)
+    copy.deepcopy(model)
+    return time.perf_counter() - start
+
+
 def prune_with_peer(model: nn.Module, image: Tensor) -> float:
     """Prune in place with Torch-Pruning, which is told to leave the classifier; returns the seconds."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -159,6 +169,8 @@ def measure(name: str, rounds: int, peer: bool) -> Timing:
             timing.forward.append(time.perf_counter() - start)
         if "fxprune" not in timing.failures:
             _attempt(timing, "fxprune", lambda: timing.steps.append(prune(model, image)[0]))
+        if "torch" not in timing.failures:
+            _attempt(timing, "torch", lambda: timing.least.append(trace_and_copy(model)))
         slow = bool(timing.peer) and timing.peer[0] > _LIMIT
         if peer and "torch-pruning" not in timing.failures and not slow:
             victim = copy.deepcopy(model)
@@ -242,13 +254,14 @@ def geometric_mean(values: Sequence[float]) -> float:
 def table(timings: Sequence[Timing]) -> str:
     """A line for every network, as markdown."""
     measured = [tool for tool in TOOLS if any(tool in t.memory for t in timings)]
-    head = ["network", "forward", *STEPS, "fxprune", "passes", "Torch-Pruning", "factor"]
+    head = ["network", "forward", *STEPS, "fxprune", "passes", "trace, copy", "Torch-Pruning", "factor"]
     head += [f"{tool} +MiB" for tool in measured]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     for t in timings:
         steps = [f"{1e3 * statistics.median(s):.0f}" for s in zip(*t.steps, strict=True)] or [""] * len(STEPS)
         cells = [t.name, f"{1e3 * statistics.median(t.forward):.0f}", *steps]
         cells += [f"{1e3 * t.ours:.0f}", f"{t.passes:.2f}"] if t.steps else ["failed", ""]
+        cells += [f"{1e3 * statistics.median(t.least):.0f}" if t.least else "failed"]
         cells += [f"{1e3 * t.theirs:.0f}", f"{t.factor:.1f}"] if t.peer else [_peer_cell(t), ""]
         cells += [f"{t.memory[tool]:.0f}" if tool in t.memory else "" for tool in measured]
         lines.append("| " + " | ".join(cells) + " |")
@@ -277,6 +290,13 @@ def conclusions(timings: Sequence[Timing]) -> list[str]:
             f"Torch-Pruning takes {geometric_mean(factors):.1f} times as long (geometric mean of the {len(both)} "
             f"networks that both prune; at least {least.factor:.1f} times, on {least.name})."
         )
+    traced = [t for t in ours if t.least]
+    if traced:
+        shares = [statistics.median(t.least) / t.ours for t in traced]
+        lines.append(
+            f"To trace a network with torch.fx and to copy it takes {geometric_mean(shares):.2f} times as long as all "
+            f"of fxprune (geometric mean of the {len(traced)} networks that torch.fx traces)."
+        )
     by_name = {t.name: t for t in ours}
     if "densenet121" in by_name and "densenet201" in by_name:
         small, large = by_name["densenet121"], by_name["densenet201"]
@@ -293,9 +313,10 @@ _HEAD = """\
 Torch-Pruning {peer}, batch 1 at 224 x 224, float32, ratio {ratio:g}, medians of up to {rounds} rounds, times in ms.
 
 *forward* is one pass of the dense network in evaluation mode without gradients; *fxprune* the sum of capture,
-analysis, plan and rewrite; *passes* that sum in forward passes; *Torch-Pruning* its dependency graph, group magnitude
-importance and pruning, on a copy made before; *factor* how many times as long it takes; *+MiB* the peak beyond the
-original and the result, below 0 where freed memory was given back meanwhile. An empty cell was not measured.
+analysis, plan and rewrite; *passes* that sum in forward passes; *trace, copy* what `torch.fx.symbolic_trace(model)` and
+`copy.deepcopy(model)` alone take; *Torch-Pruning* its dependency graph, group magnitude importance and pruning, on a
+copy made before; *factor* how many times as long it takes; *+MiB* the peak beyond the original and the result, below 0
+where freed memory was given back meanwhile. An empty cell was not measured.
 
 """
 

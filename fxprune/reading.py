@@ -229,9 +229,10 @@ class Reading(Vocabulary):
         key = (str(self.node.target), attribute)
         if key not in self._standing:
             known = None
-            holders = (module._parameters, module._buffers)  # a module looks everywhere else first
-            found = next((held[attribute] for held in holders if attribute in held), ...)
-            if (getattr(module, attribute, None) if found is ... else found) is not None:
+            held = module._parameters if attribute in module._parameters else module._buffers
+            # A module looks everywhere else first.
+            found = held[attribute] if attribute in held else getattr(module, attribute, None)
+            if found is not None:
                 name = self.canonical(f"{self.node.target}.{attribute}")
                 known = Labels(self.shape_of(name), (), None, name)
             self._standing[key] = known
