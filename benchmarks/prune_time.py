@@ -294,8 +294,8 @@ def conclusions(timings: Sequence[Timing]) -> list[str]:
     if traced:
         least = geometric_mean([t.theirs / statistics.median(t.least) for t in traced])
         lines.append(
-            f"Torch-Pruning takes {least:.1f} times as long as torch takes to trace the network and to copy it, without a "
-            f"thought of pruning (geometric mean of {len(traced)})."
+            f"Torch-Pruning takes {least:.1f} times as long as torch itself takes to trace the network and to copy it, "
+            f"without a thought of pruning (geometric mean of {len(traced)})."
         )
     by_name = {t.name: t for t in ours}
     if "densenet121" in by_name and "densenet201" in by_name:
