@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CodeTracer", "patched", "unchanged"]
+__all__ = ["FACTORIES", "CodeTracer", "patched", "unchanged"]
 
 import functools
 import math
@@ -27,7 +27,7 @@ from fxprune.opaque import PYTHON, Closed, holds_proxy
 from fxprune.proxies import ValueAttribute, ValueProxy, WritingProxy
 from fxprune.training import Flag
 
-_FACTORIES = (
+FACTORIES = (
     "arange",
     "as_tensor",
     "empty",
@@ -226,7 +226,7 @@ def _replaced(space: dict[str, Any], values: Mapping[str, Any]) -> Iterator[None
 
 @contextmanager
 def _factories(tracer: fx.Tracer) -> Iterator[None]:
-    with _replaced(vars(torch), {name: _recorded(tracer, getattr(torch, name)) for name in _FACTORIES}):
+    with _replaced(vars(torch), {name: _recorded(tracer, getattr(torch, name)) for name in FACTORIES}):
         yield
 
 

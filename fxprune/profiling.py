@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = ["Latency", "Profile", "measure_latency", "profile", "synchronise"]
 
 import copy
+import re
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from torchprofile import profile_macs
 
 from fxprune.capture import Example, bind_example
 from fxprune.errors import ArgumentError, TraceError, WeightError
+from fxprune.isolation import FACTORIES
 from fxprune.masks import weight_places
 from fxprune.parametrizing import fold_masks
+from fxprune.rules.table import rule_for
 from fxprune.training import evaluation_mode
 
 # What a model's forward can raise when the inputs do not fit it.
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _FEWEST_RUNS = 5
+_UNKNOWN = re.compile(r'No handlers found: "(.*)"')
+_PASSING = tuple(f"fxprune.rules.{name}" for name in ("elementwise", "movement", "pieces", "indexing"))
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,8 @@ def profile(
         seconds: After how many seconds of timed passes to stop, once five are done.
 
     Returns:
-        The profile; operators that torchprofile does not know are left out of the MACs, with its warning.
+        The profile; operators that torchprofile does not know are left out of the MACs, with a warning unless they are
+        element-wise or only move elements.
 
     Raises:
         ArgumentTypeError: ``example_inputs`` is of another kind.
@@ -185,7 +193,11 @@ def profile(
     with torch.no_grad():
         _try(call, model)
         with _open_attention():
-            macs = int(profile_macs(call, tuple(call.tensors)))  # type: ignore[arg-type]
+            macs, unknown = _count_macs(call)
+    if unknown:
+        warnings.warn(
+            f"torchprofile does not know {', '.join(unknown)}: what they multiply is left out of the MACs", stacklevel=2
+        )
     measured = measure_latency(copied, example_inputs, warmup=warmup, runs=runs, seconds=seconds) if latency else None
     return Profile(
         **counts,
@@ -243,6 +255,34 @@ def measure_latency(
             times.append(time.perf_counter() - start)
     first, _, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (times[0],) * 3
     return Latency(statistics.median(times), third - first, len(times), str(call.device))
+
+
+def _count_macs(call: _Call) -> tuple[int, list[str]]:
+    """What torchprofile counts, and the operators that it does not know and that may multiply."""
+    unknown: dict[str, None] = {}
+    show = warnings.showwarning
+
+    def note(message: Warning | str, *rest: Any, **named: Any) -> None:
+        found = _UNKNOWN.match(str(message))
+        if found is None:
+            show(message, *rest, **named)
+        else:
+            unknown[found[1]] = None
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=_UNKNOWN.pattern)
+        warnings.showwarning = note
+        macs = int(profile_macs(call, tuple(call.tensors)))  # type: ignore[arg-type]
+    return macs, [operator for operator in unknown if not _only_passes_on(operator)]
+
+
+def _only_passes_on(operator: str) -> bool:
+    """Whether an operator of torch's is element-wise or moves elements, by its rule, or makes a tensor of numbers."""
+    name = operator.removeprefix("aten::").rstrip("_")
+    if name in FACTORIES:
+        return True
+    rules = [rule_for(key) for key in (name, getattr(torch, name, None), getattr(functional, name, None)) if key]
+    return any(rule is not None and rule.function.__module__ in _PASSING for rule in rules)
 
 
 class _Call(nn.Module):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.capture import trace
@@ -193,3 +195,34 @@ def test_latency_on_the_gpu_waits_for_the_result() -> None:
     assert stats.latency > 1e-3
     assert measure_latency(model, torch.randn(4096, 4096), runs=1).device.startswith("cuda")
     assert profile(VGG().cuda(), IMAGE).macs == 606_164_480
+
+
+class Odd(nn.Module):
+    """Functions of which torchprofile knows none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardsigmoid(F.elu(F.relu6(x))) + torch.flip(x, (1,))
+        return torch.cumprod(F.prelu(x, torch.ones(3)), 1) + torch.cumprod(x, 1)
+
+
+def test_what_is_not_counted_is_said_once() -> None:
+    with pytest.warns(UserWarning, match="torchprofile does not know") as caught:
+        assert profile(Odd(), torch.zeros(1, 3, 4, 4)).macs == 0
+    (text,) = [str(w.message) for w in caught]
+    assert text == "torchprofile does not know aten::prelu, aten::cumprod: what they multiply is left out of the MACs"
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+def test_element_wise_functions_are_no_reason_to_warn() -> None:
+    profile(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.ELU(), nn.ReLU6()), torch.zeros(1, 3, 4, 4))
+
+
+def test_other_warnings_are_shown() -> None:
+    class Warns(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            warnings.warn("of the network's own", stacklevel=1)
+            return x
+
+    with pytest.warns(UserWarning, match="of the network's own"):
+        profile(Warns(), torch.zeros(1, 3))

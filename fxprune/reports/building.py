@@ -118,14 +118,14 @@ def plan_report(
 
 
 def profiles(networks: Mapping[str, nn.Module], example_inputs: Example) -> dict[str, Profile]:
-    """The costs of several networks, without a word on operators that cost no multiplications.
+    """The costs of several networks, without a word on operators that are not counted.
 
     Args:
         networks: By name.
         example_inputs: As for :func:`fxprune.profile`.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No handlers found")
+        warnings.filterwarnings("ignore", message="torchprofile does not know")
         return {name: profile(network, example_inputs) for name, network in networks.items()}
 
 
