@@ -32,7 +32,7 @@ class Recorder(Reading):
         reads, inexacts, uses: Who sums over, is changed by, and indexes which channels.
         rearranged: Whether any channels are taken apart, repeated or put into another order.
         counted: Whether any call may say a number of channels, or compute with one.
-        sizes: Attributes of layers that say how many channels there are: which, the labels, and how it is said.
+        sizes: Attributes of layers that say how many channels there are: layer, name, labels, and how it is said.
         axes: The labels along every indexed dimension of a parameter or buffer.
         log: For every node, what each step of its rule gave, in order: the second reading checks against it.
         opaque_nodes: Why the rule of a node does not cover its call.
@@ -57,7 +57,7 @@ class Recorder(Reading):
         self.opaque_nodes: dict[str, str] = {}
         self.rearranged = False
         self.counted = False
-        self.sizes: list[tuple[tuple[str, str], Tensor, Callable[[int], Any] | None]] = []
+        self.sizes: list[tuple[str, str, Tensor, Callable[[int], Any] | None]] = []
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
         self._grouped: list[Axis] = []
@@ -384,4 +384,4 @@ class Recorder(Reading):
     def attribute(self, name: str, labels: Tensor | None, count: Callable[[int], Any] | None = None) -> None:
         """Note what the attribute says."""
         if labels is not None and self.node.op == "call_module":
-            self.sizes.append(((str(self.node.target), name), labels, count))
+            self.sizes.append((str(self.node.target), name, labels, count))

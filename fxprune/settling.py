@@ -60,9 +60,10 @@ def chosen(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_]) ->
         return left[id(labels)]
 
     axes = {axis: of(labels) for axis, labels in recorder.axes.items()}
-    attributes = {
-        key: len(of(labels)) if count is None else count(len(of(labels))) for key, labels, count in recorder.sizes
-    }
+    attributes = {}
+    for layer, name, labels, count in recorder.sizes:
+        size = of(labels).shape[0]
+        attributes[layer, name] = size if count is None else count(size)
     return Found(axes, {}, attributes)
 
 
