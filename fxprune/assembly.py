@@ -107,13 +107,27 @@ def assembled(root: Mapping[str, Any], graph: fx.Graph, name: str) -> CapturedMo
     return gm
 
 
+_EMPTY = vars(nn.Module())
+_CONTAINERS = tuple((name, type(value)) for name, value in _EMPTY.items() if isinstance(value, dict | set))
+
+
+def _holder() -> nn.Module:
+    """What ``nn.Module()`` makes: a place for others; it makes every attribute by way of Python's and its own rules."""
+    module = nn.Module.__new__(nn.Module)
+    attributes = vars(module)
+    attributes.update(_EMPTY)
+    for name, kind in _CONTAINERS:
+        attributes[name] = kind()
+    return module
+
+
 def _hang(gm: nn.Module, target: str, value: Any) -> None:
     *path, field = target.split(".")
     owner = gm
     for part in path:
         inner = owner._modules.get(part)
         if inner is None:
-            inner = owner._modules[part] = nn.Module()
+            inner = owner._modules[part] = _holder()
         owner = inner
     if isinstance(value, nn.Module):
         owner._modules[field] = value

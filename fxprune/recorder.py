@@ -68,9 +68,9 @@ class Recorder(Reading):
         shared: dict[int, list[str]] = {}
         for name, tensor in tensors_by_name(self.modules):
             shared.setdefault(id(tensor), []).append(name)
-        # By name, as a model that is moved or cast later has other tensors.
-        self._aliases = {name: names for names in shared.values() for name in names}
-        self._names: dict[str, str] = {}
+        # Of tensors with several; by name, as a model that is moved or cast later has other tensors.
+        self._aliases = {name: names for names in shared.values() if len(names) > 1 for name in names}
+        self._names: dict[str, str] = {}  # of those the one that is met first, by the first of their names
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _note(self, record: Any) -> None:
@@ -102,11 +102,10 @@ class Recorder(Reading):
 
     def canonical(self, name: str) -> str:
         """Shared parameters have one name: that under which they are met first."""
-        known = self._names.get(name)
-        if known is None:
-            known = name
-            self._names.update(dict.fromkeys(self._aliases.get(name, (name,)), name))
-        return known
+        names = self._aliases.get(name)
+        if names is None:
+            return name
+        return self._names.setdefault(names[0], name)
 
     def canonical_of(self, name: str) -> str:
         """The canonical name of a tensor of the recorded module."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune import DependencyGraph, plan_channels, trace
-from fxprune.assembly import CapturedModule, copied_graph
+from fxprune.assembly import CapturedModule, assembled, copied_graph
 from fxprune.models import ZOO, example_inputs
 
 
@@ -151,3 +151,14 @@ names = {getattr(f, "__module__", "") or "" for fs in get_overridable_functions(
 assert not any(name.startswith("fxprune") for name in names), names
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_holds_layers_is_as_torch_makes_it() -> None:
+    gm = assembled({"a.b.c": nn.ReLU()}, fx.Graph(), "Empty")
+    made, torchs = vars(gm.get_submodule("a")), vars(nn.Module())
+    assert list(made) == list(torchs)
+    assert {name: type(value) for name, value in made.items()} == {name: type(v) for name, v in torchs.items()}
+    assert made | {"_modules": {}} == torchs
+    assert not {id(value) for value in made.values() if isinstance(value, dict | set)} & {
+        id(value) for value in vars(gm.get_submodule("a.b")).values()
+    }
