@@ -290,6 +290,12 @@ def conclusions(timings: Sequence[Timing]) -> list[str]:
             f"Torch-Pruning takes {geometric_mean(factors):.1f} times as long (geometric mean of the {len(both)} "
             f"networks that both prune; at least {closest.factor:.1f} times, on {closest.name})."
         )
+        late = [_PATIENCE / t.ours for t in ours if t.failures.get("torch-pruning", "").startswith("TimeoutError")]
+        if late:
+            lines[-1] += (
+                f" With the {len(late)} that it had not finished after {_PATIENCE} s, counted as {_PATIENCE} s: "
+                f"{geometric_mean([*factors, *late]):.1f} times."
+            )
     traced = [t for t in both if t.least]
     if traced:
         least = geometric_mean([t.theirs / statistics.median(t.least) for t in traced])
