@@ -128,8 +128,7 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     if groups > 1:
         result = _cut_blocks(result, plan, groups)
     elif kept and tensor.is_cpu and tensor.dtype in _NUMPYS and tensor.is_contiguous():
-        array = result.numpy()  # most have one number for each channel
-        return torch.from_numpy(array.take(kept[0]) if array.ndim == 1 else _take(array, kept))
+        return torch.from_numpy(_take(result.numpy(), kept))
     else:
         for dim, index in kept.items():
             result = result.index_select(dim, torch.from_numpy(index).to(tensor.device))
