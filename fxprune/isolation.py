@@ -152,7 +152,17 @@ def _recorded(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., 
             return tracer.create_proxy("call_function", function, args, kwargs)
         return function(*args, **kwargs)
 
-    return call
+    return _class_like(function, call) if isinstance(function, type) else call
+
+
+def _class_like(kind: type, call: Callable[..., Any]) -> type:
+    """A class by whose name ``call`` runs: a library that is loaded meanwhile may keep it, to ask for instances."""
+    behaviour = {
+        "__call__": lambda cls, *args, **kwargs: call(*args, **kwargs),
+        "__instancecheck__": lambda cls, value: isinstance(value, kind),
+    }
+    made: type = type(kind.__name__, (type,), behaviour)(kind.__name__, (), {})
+    return made
 
 
 def _extremum(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -307,3 +307,18 @@ def test_a_name_that_no_code_can_be_written_with_is_named(character: str) -> Non
     model.add_module(f"a{character}b", nn.Conv2d(3, 4, 1))
     with pytest.raises(TraceError, match="quotation mark, backslash or line break"):
         trace(model, torch.zeros(1, 3, 4, 4))
+
+
+def test_a_class_of_torch_is_one_while_the_model_is_traced() -> None:
+    """Libraries that are loaded meanwhile, as torch.compile's, keep it to ask for instances."""
+    kept: list[Any] = []
+
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kept.append(torch.finfo)
+            return x + torch.finfo(x.dtype).eps
+
+    gm = trace(Looks(), torch.zeros(2))
+    assert isinstance(torch.finfo(torch.float32), kept[0])
+    assert not isinstance(1, kept[0])
+    assert torch.equal(gm(torch.zeros(2)), torch.full((2,), torch.finfo(torch.float32).eps))
