@@ -81,7 +81,7 @@ class _Reached(BaseException):
     """Ends a run of the model where the part has its inputs; no handler in the model is to take it for its own."""
 
 
-def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Module, Mapping[str, Any]]:
+def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Module, inspect.BoundArguments]:
     """A submodule and the inputs that it gets for the example, from a run in evaluation mode up to there."""
     if not isinstance(model, nn.Module) or not isinstance(name, str):
         kinds = f"a {type(model).__name__} and a {type(name).__name__}"
@@ -90,10 +90,10 @@ def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Modu
     if name not in modules or not name:
         raise UnknownNameError(f"no submodule '{name}'; {nearest_names(name, [n for n in modules if n])}")
     part = modules[name]
-    caught: list[Mapping[str, Any]] = []
+    caught: list[inspect.BoundArguments] = []
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        caught.append(inspect.signature(module.forward).bind(*args, **kwargs))
         raise _Reached
 
     example = bind_example(model, example_inputs)
@@ -102,9 +102,11 @@ def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Modu
     try:
         model.eval()
         with torch.no_grad():
-            model(**example)
+            model(*example.args, **example.kwargs)
     except _Reached:
-        return part, {k: v.detach() if isinstance(v, Tensor) else v for k, v in caught[0].items()}
+        arguments = caught[0].arguments
+        arguments.update((k, v.detach()) for k, v in arguments.items() if isinstance(v, Tensor))
+        return part, caught[0]
     except FAILURES as error:
         raise TraceError(
             f"{type(model).__name__} failed on the example inputs before it reached '{name}': "

@@ -8,11 +8,24 @@ smallest submodule that cannot be traced becomes one opaque node with its reason
 
 from __future__ import annotations
 
-__all__ = ["FAILURES", "TRAINING_FLAG", "Example", "adopt", "bind_example", "conform", "trace", "value_of"]
+__all__ = [
+    "FAILURES",
+    "TRAINING_FLAG",
+    "Example",
+    "adopt",
+    "bind_example",
+    "bound_to",
+    "bound_values",
+    "call_of",
+    "conform",
+    "trace",
+    "value_of",
+]
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -31,35 +44,44 @@ from fxprune.nested import map_nested, modules_by_name
 from fxprune.signature import expect
 from fxprune.training import TRAINING_FLAG, TrainingState
 
-Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+Example: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | inspect.BoundArguments
 
 
-def bind_example(model: nn.Module, example_inputs: Example) -> dict[str, Any]:
+def call_of(example_inputs: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that example inputs stand for, by position and by keyword.
+
+    Raises:
+        ArgumentTypeError: ``example_inputs`` is neither a tensor, a tuple nor a mapping.
+    """
+    if isinstance(example_inputs, inspect.BoundArguments):
+        return example_inputs.args, example_inputs.kwargs
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    raise ArgumentTypeError(
+        f"example_inputs must be a tensor, a tuple of arguments or a dictionary of keyword arguments, "
+        f"not {type(example_inputs).__name__}"
+    )
+
+
+def bind_example(model: nn.Module, example_inputs: Example) -> inspect.BoundArguments:
     """Match the example inputs with the parameters of the model's ``forward``.
 
     Args:
         model: The model.
-        example_inputs: One tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        example_inputs: One tensor, a tuple of positional arguments, a mapping of keyword arguments, or what this gives.
 
     Returns:
-        Values by parameter name, defaults included.
+        The arguments, defaults included: in its ``arguments`` by the names of the parameters.
 
     Raises:
         ArgumentTypeError: ``example_inputs`` is none of these.
         TraceError: They do not fit the signature; chained to Python's own error.
     """
-    if isinstance(example_inputs, Mapping):
-        args: tuple[Any, ...] = ()
-        kwargs = dict(example_inputs)
-    elif isinstance(example_inputs, Tensor):
-        args, kwargs = (example_inputs,), {}
-    elif isinstance(example_inputs, tuple | list):
-        args, kwargs = tuple(example_inputs), {}
-    else:
-        raise ArgumentTypeError(
-            f"example_inputs must be a tensor, a tuple of arguments or a dictionary of keyword arguments, "
-            f"not {type(example_inputs).__name__}"
-        )
+    args, kwargs = call_of(example_inputs)
     signature = inspect.signature(model.forward)
     try:
         bound = signature.bind(*args, **kwargs)
@@ -69,7 +91,22 @@ def bind_example(model: nn.Module, example_inputs: Example) -> dict[str, Any]:
             f"pass one value for each argument without a default"
         ) from error
     bound.apply_defaults()
-    return dict(bound.arguments)
+    return bound
+
+
+def bound_values(graph: fx.Graph, bound: inspect.BoundArguments) -> list[Any]:
+    """The value of each input of a graph."""
+    return [bound.arguments[name] for name in _input_names(graph)]
+
+
+def bound_to(gm: fx.GraphModule, values: Iterable[Any]) -> inspect.BoundArguments:
+    """The arguments that give each input of a graph its value."""
+    named = zip(_input_names(gm.graph), values, strict=True)
+    return inspect.BoundArguments(inspect.signature(gm.forward), OrderedDict(named))
+
+
+def _input_names(graph: fx.Graph) -> list[str]:
+    return [str(node.target).lstrip("*") for node in graph.find_nodes(op="placeholder")]
 
 
 _UNWRITABLE = frozenset('"\\\n\r')
@@ -99,7 +136,7 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace needs an nn.Module, not {type(model).__name__}")
-    example = bind_example(model, example_inputs)
+    example = bind_example(model, example_inputs).arguments
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")
     with collector_paused():

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxprune.aliasing import writes
 from fxprune.capture import FAILURES
+from fxprune.interpreting import Interpreter
 from fxprune.nested import atomic, leaves, map_nested
 from fxprune.rules.table import rule_for
 
@@ -101,7 +102,7 @@ def _needed_later(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
     return False
 
 
-class _Constants(fx.Interpreter):
+class _Constants(Interpreter):
     """Runs a graph on values of which some elements are known."""
 
     def __init__(self, gm: fx.GraphModule) -> None:

@@ -11,6 +11,7 @@ __all__ = ["Converts", "notice", "stand_ins"]
 import ast
 import functools
 import linecache
+import numbers
 import os
 import sys
 from collections.abc import Callable
@@ -87,7 +88,7 @@ class _StandIn:
             value = args[0].value
             if type(value) is self._kind:
                 return args[0]
-            if type(value) in (int, float, bool):
+            if isinstance(value, numbers.Real):
                 return self._record("call_function", self._kind, args, {})
         return self._kind(*args, **kwargs)
 

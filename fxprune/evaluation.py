@@ -52,7 +52,7 @@ class EvaluatingTracer(fx.Tracer):
         helpers: Modules that the graph calls and the model does not have, by name.
         evaluating: Whether a call is just being answered.
         failure: Where the first failure was, and what was raised.
-        refused: The node that failed.
+        refused: The call that failed: what kind of node, its target, and the values of its arguments.
     """
 
     def __init__(self, model: nn.Module, example: Mapping[str, Any], device: torch.device) -> None:
@@ -65,7 +65,7 @@ class EvaluatingTracer(fx.Tracer):
         self.helpers: dict[str, nn.Module] = {}
         self.evaluating = False
         self.failure: tuple[str, BaseException] | None = None
-        self.refused: fx.Node | None = None
+        self.refused: tuple[str, Any, Any, Any] | None = None
         self._varying = False
 
     def evaluate(self, node: fx.Node) -> None:
@@ -76,8 +76,9 @@ class EvaluatingTracer(fx.Tracer):
             if self._varying:
                 self._follow_twin(node)
         except FAILURES as error:
-            if self.failure is None:
-                self.refused = node
+            if self.failure is None:  # kept as it is now: what is taken back from the graph loses its arguments
+                values = fx.node.map_arg((node.args, node.kwargs), value_of)
+                self.refused = (node.op, node.target, *values)
             self.note_failure(self._where(node), error)
             raise
         finally:
@@ -126,19 +127,18 @@ class EvaluatingTracer(fx.Tracer):
 
     def own_error(self) -> BaseException | None:
         """What the call that failed on the meta device raises on numbers: the model's own words."""
-        node = self.refused
-        if node is None or self.runner.device.type == "meta":
+        if self.refused is None or self.runner.device.type == "meta":
             return None
-        values = fx.node.map_arg((node.args, node.kwargs), value_of)
-        args, kwargs = map_leaves(self._zeros, values)
+        op, target, args, kwargs = self.refused
+        args, kwargs = map_leaves(self._zeros, (args, kwargs))
         try:
             with torch.no_grad():
-                if node.op == "call_module":
-                    copy.deepcopy(self.root.get_submodule(str(node.target)))(*args, **kwargs)
-                elif node.op == "call_method":
-                    getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                elif node.op == "call_function":
-                    node.target(*args, **kwargs)  # type: ignore[operator]
+                if op == "call_module":
+                    copy.deepcopy(self.root.get_submodule(target))(*args, **kwargs)
+                elif op == "call_method":
+                    getattr(args[0], target)(*args[1:], **kwargs)
+                elif op == "call_function":
+                    target(*args, **kwargs)
         except FAILURES as error:
             return error
         return None

@@ -21,7 +21,7 @@ def fitted_layer(
     Only dimensions in ``labelled``, which some layer of the value varies along, may have another size.
     """
     origin = record.origin
-    if tensor.dim() != len(record.full):
+    if tensor.dim() != len(record.full) or not tensor.numel():
         return None
     for dim, size in enumerate(record.full):
         if dim not in origin.dims:
@@ -33,7 +33,7 @@ def fitted_layer(
             tensor = first
     labels, old = numbers(tensor), numbers(origin.tensor)
     expected = old[alive[old]]
-    if labels.size != expected.size or not expected.size:  # not what is left, or nothing is left of a piece
+    if labels.size != expected.size:
         return None
     if not same(labels, expected) and not same(np.sort(labels), np.sort(expected)):
         return None

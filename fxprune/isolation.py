@@ -30,6 +30,7 @@ from fxprune.training import Flag
 FACTORIES = (
     "arange",
     "as_tensor",
+    "asarray",
     "empty",
     "eye",
     "finfo",
@@ -177,6 +178,11 @@ def _extremum(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., 
     return call
 
 
+def _variable(kind: type, *args: Any, **kwargs: Any) -> Any:
+    """``Variable(x)``, as code for early torch has it: the tensor itself, which may be a proxy."""
+    return args[0] if args and holds_proxy(args[0]) else type.__call__(kind, *args, **kwargs)
+
+
 def _scripted(self: Any, *args: Any, _original: Any = torch.jit.ScriptFunction.__call__, **kwargs: Any) -> Any:
     """A scripted function is traced through the Python code that it was made of."""
     if hasattr(self, PYTHON) and holds_proxy((args, kwargs)):
@@ -271,6 +277,7 @@ def patched(tracer: Ladder) -> Iterator[None]:
         tracer.originals.update(isinstance=isinstance, max=max, min=min)
         tracer.patches.update(isinstance=_is_instance, max=_extremum(tracer, max), min=_extremum(tracer, min))
         stack.enter_context(mock.patch.object(torch.jit.ScriptFunction, "__call__", _scripted))
+        stack.enter_context(mock.patch.object(type(torch.autograd.Variable), "__call__", _variable))
         # Functions that their authors closed to torch.fx are opened: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
         converters = stand_ins(tracer.create_proxy, lambda v: issubclass(type(v), ValueProxy))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.nn import functional
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from torchprofile import profile_macs
 
-from fxprune.capture import Example, bind_example
+from fxprune.capture import Example, bind_example, call_of
 from fxprune.errors import ArgumentError, TraceError, WeightError
 from fxprune.isolation import FACTORIES
 from fxprune.masks import weight_places
@@ -269,11 +270,16 @@ def _count_macs(call: _Call) -> tuple[int, list[str]]:
         else:
             unknown[found[1]] = None
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), mock.patch.object(torch, "_check_with", _checked):
         warnings.filterwarnings("always", message=_UNKNOWN.pattern)
         warnings.showwarning = note
         macs = int(profile_macs(call, tuple(call.tensors)))  # type: ignore[arg-type]
     return macs, [operator for operator in unknown if not _only_passes_on(operator)]
+
+
+def _checked(kind: type, condition: Any, message: Any, _original: Any = torch._check_with) -> None:
+    """``torch._check`` where sizes are tensors, as torch.jit has them, so that a comparison gives one as well."""
+    _original(kind, bool(condition) if isinstance(condition, Tensor) else condition, message)
 
 
 def _only_passes_on(operator: str) -> bool:
@@ -299,10 +305,7 @@ class _Call(nn.Module):
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Example) -> _Call:
         first = next((t for t in [*model.parameters(), *model.buffers()]), None)
-        if isinstance(example_inputs, Mapping):
-            example: tuple[Any, Any] = ((), dict(example_inputs))
-        else:
-            example = ((example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs), {})
+        example: tuple[Any, Any] = call_of(example_inputs)
         if first is not None:
             example = tree_map(lambda v: v.to(first.device) if isinstance(v, Tensor) else v, example)
         values, spec = tree_flatten(example)

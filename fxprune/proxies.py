@@ -5,13 +5,14 @@ Control flow on sizes resolves with them, while the sizes themselves stay in the
 
 from __future__ import annotations
 
-__all__ = ["WRITERS", "ValueAttribute", "ValueProxy", "WritingProxy"]
+__all__ = ["WRITERS", "ValueAttribute", "ValueProxy", "WritingProxy", "numpy_function"]
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sized
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.overrides import is_tensor_method_or_property
@@ -24,8 +25,29 @@ _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "i
 WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
 """Operators that write into their first operand."""
 
+_OPERATORS: dict[np.ufunc, Callable[..., Any]] = {
+    np.add: operator.add,
+    np.subtract: operator.sub,
+    np.multiply: operator.mul,
+    np.true_divide: operator.truediv,
+    np.floor_divide: operator.floordiv,
+    np.remainder: operator.mod,
+    np.power: operator.pow,
+    np.less: operator.lt,
+    np.less_equal: operator.le,
+    np.greater: operator.gt,
+    np.greater_equal: operator.ge,
+    np.equal: operator.eq,
+    np.not_equal: operator.ne,
+}
+"""What becomes of the operators of Python where a number of numpy's is the first operand."""
 
 _FUNCTIONS = frozenset((FunctionType, BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType))
+
+
+def numpy_function(name: str, *numbers: Any, **options: Any) -> Any:
+    """A function of numpy's on sizes, by its name: numpy's own do not say before version 2 where they are from."""
+    return getattr(np, name)(*numbers, **options)
 
 
 class WritingProxy(fx.Proxy):
@@ -77,6 +99,11 @@ class ValueProxy(WritingProxy):
                 return self.tracer.runner.get(self.value, name)  # type: ignore[attr-defined]
         elif isinstance(self.value, torch.device | torch.dtype):
             return getattr(self.value, name)
+        return self._attribute(name)
+
+    def _attribute(self, name: str) -> ValueAttribute:
+        if not hasattr(self.value, name):
+            raise AttributeError(f"{type(self.value).__name__!r} object has no attribute {name!r}")
         return ValueAttribute(self, name)
 
     def dim(self) -> int:
@@ -112,6 +139,19 @@ class ValueProxy(WritingProxy):
         number = self._number()
         notice("float", 1)
         return float(number)
+
+    def __array_ufunc__(self, function: np.ufunc, method: str, *numbers: Any, **options: Any) -> Any:
+        """``np.ceil(height / 7)``, ``np.prod(x.shape)`` and ``np.float64(2) * x``; numpy would ask for arrays first."""
+        plain = _OPERATORS.get(function) if method == "__call__" and not options else None
+        if plain is not None:
+            return plain(*[n.item() if isinstance(n, np.generic) else n for n in numbers])
+        values = [n.value if isinstance(n, ValueProxy) else n for n in numbers]
+        if any(isinstance(value, Tensor) for value in values):
+            raise TraceError(f"numpy's {function.__name__} is called with the values of a tensor")
+        if any(isinstance(value, Sized) for value in values):
+            one_by_one = [list(n) if isinstance(v, Sized) else n for n, v in zip(numbers, values, strict=True)]
+            return getattr(function, method)(*one_by_one, **options)
+        return self.tracer.create_proxy("call_function", numpy_function, (function.__name__, *numbers), options)
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
@@ -162,7 +202,7 @@ class ValueProxy(WritingProxy):
     def keys(self) -> Any:
         """Of a dictionary, its method; of anything else, the attribute of that name."""
         value = self.value
-        return value.keys if isinstance(value, Mapping) else ValueAttribute(self, "keys")
+        return value.keys if isinstance(value, Mapping) else self._attribute("keys")
 
     @property
     def items(self) -> Any:
@@ -170,17 +210,13 @@ class ValueProxy(WritingProxy):
         value = self.value
         if isinstance(value, Mapping):
             return lambda: [(key, self._item(key)) for key in value]
-        return ValueAttribute(self, "items")
+        return self._attribute("items")
 
     @property
     def values(self) -> Any:
         """Of a dictionary, its method, with proxies for values; of anything else, the attribute of that name."""
         value = self.value
-        return (
-            (lambda: [self._item(key) for key in value])
-            if isinstance(value, Mapping)
-            else ValueAttribute(self, "values")
-        )
+        return (lambda: [self._item(key) for key in value]) if isinstance(value, Mapping) else self._attribute("values")
 
 
 class ValueAttribute(ValueProxy):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import ArgumentError
+from fxprune.interpreting import Interpreter
 from fxprune.structure import Structure
 
 
@@ -78,7 +79,7 @@ def at_sites(
     return tuple(new_args), new_kwargs
 
 
-class AtReads(fx.Interpreter):
+class AtReads(Interpreter):
     """Runs a graph with a function applied to whatever is summed over.
 
     Args:

@@ -120,8 +120,8 @@ def recover(
     origin = None if plan is None else origin_from(plan)
     pair = Pair.of(small, original, batches, origin)
     used = that_fit(pair.original, pair.batches, memory_bytes // 2)
-    names = [str(node.target).lstrip("*") for node in small.graph.nodes if node.op == "placeholder"]
-    inputs = [dict(zip(names, batch, strict=True)) for batch in used]
+    names = [str(node.target) for node in small.graph.find_nodes(op="placeholder")]
+    inputs = [{n: v for n, v in zip(names, batch, strict=True) if not n.startswith("*")} for batch in used]
     wanted = Runner(pair.original, used).outputs()
     network = pair.finished()
     error = _error(network, used, wanted)

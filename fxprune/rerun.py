@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
+from fxprune.capture import bound_values
+from fxprune.interpreting import Interpreter
 from fxprune.masks import weight_places
 
 # In the place of a value that nothing after the cut needs: None can be a value.
@@ -161,7 +163,7 @@ class Rerun(nn.Module):
             return self.network(*args, **kwargs)
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        inputs = [*bound.args, *bound.kwargs.values()]
+        inputs = bound_values(self.network.graph, bound)
         may_mutate = self._recording.may_mutate(self._cut)
         if batch.cut == self._cut:
             values = copy.deepcopy(batch.values) if may_mutate else batch.values
@@ -172,7 +174,7 @@ class Rerun(nn.Module):
         return result
 
 
-class _Runner(fx.Interpreter):
+class _Runner(Interpreter):
     """Runs a graph from one cut on, and catches the values that cross another."""
 
     def __init__(self, network: fx.GraphModule, cut: int) -> None:

@@ -11,10 +11,12 @@ import builtins
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
@@ -99,6 +101,7 @@ class CaptureTracer(EvaluatingTracer):
         self.root_module_name = type(self.root).__name__
         self.submodule_paths = {module: name for name, module in reversed(self.modules.items())}
         function, args = super().create_args_for_root(root_fn, True, concrete_args)
+        self._in_order_of(inspect.signature(self.root.forward))
         if not (self.root._forward_hooks or self.root._forward_pre_hooks):
             return function, args
 
@@ -110,6 +113,12 @@ class CaptureTracer(EvaluatingTracer):
                 object.__delattr__(root, "forward")
 
         return hooked, args
+
+    def _in_order_of(self, signature: inspect.Signature) -> None:
+        """Put the inputs in the order that they are given in; torch.fx has ``*args`` behind what follows it."""
+        inputs = {str(node.target).lstrip("*"): node for node in self.graph.find_nodes(op="placeholder")}
+        for before, node in itertools.pairwise([inputs[name] for name in signature.parameters if name in inputs]):
+            before.append(node)
 
     def _proxy_placeholder(self, name: str, concrete_args: Any, sig: inspect.Signature, fn_for_analysis: Any) -> Any:
         """An argument of the model; one that is no tensor keeps its place, and the graph has its value."""
@@ -142,6 +151,8 @@ class CaptureTracer(EvaluatingTracer):
             return self.tensor_node(a).node
         if kind is torch.Size:
             return tuple(self.create_arg(x) for x in a)
+        if issubclass(kind, np.generic):
+            return a.item()
         if issubclass(kind, tuple) and hasattr(kind, "_fields"):
             return self.create_proxy("call_function", kind, tuple(a), {}).node
         if not dataclasses.is_dataclass(a) or isinstance(a, type | dict):

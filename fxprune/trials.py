@@ -13,8 +13,9 @@ from accelerate.utils import send_to_device
 from torch import Tensor, fx
 
 from fxprune.batches import Loss, device_of, split_batch
-from fxprune.capture import FAILURES, bind_example
+from fxprune.capture import FAILURES, bind_example, bound_values
 from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError, TraceError, WeightError
+from fxprune.interpreting import Interpreter
 from fxprune.nested import leaves, map_nested
 from fxprune.parametrizing import copy_network, freeze_parametrizations
 
@@ -70,16 +71,15 @@ class Trial:
                 "there is no batch: batches is empty, or a generator that has been used up; pass a list or a DataLoader"
             )
 
-    def run(self, inputs: Any, interpreter: Callable[[fx.GraphModule], fx.Interpreter] = fx.Interpreter) -> Any:
+    def run(self, inputs: Any, interpreter: Callable[[fx.GraphModule], Interpreter] = Interpreter) -> Any:
         """Run the network by an interpreter.
 
         Raises:
             TraceError: It does not take these inputs; its own error is the cause.
         """
         example = bind_example(self.network, inputs)
-        placeholders = self.network.graph.find_nodes(op="placeholder")
         try:
-            return interpreter(self.network).run(*[example[str(n.target).lstrip("*")] for n in placeholders])
+            return interpreter(self.network).run(*bound_values(self.network.graph, example))
         except FxpruneError:
             raise
         except FAILURES as error:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm.auto import tqdm
 
-from fxprune.capture import FAILURES, Example, bind_example
+from fxprune.capture import FAILURES, Example, bind_example, bound_values
 from fxprune.errors import ArgumentError, ArgumentTypeError, FxpruneError, InternalError, TraceError
+from fxprune.interpreting import Interpreter
 from fxprune.nested import leaves, map_nested
 from fxprune.plan import ChannelPlan
 from fxprune.reads import Site, at_sites, read_sites
@@ -39,7 +40,7 @@ class Proof:
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
 
-class _Double(fx.Interpreter):
+class _Double(Interpreter):
     """Runs a graph in float64, also where it names another floating-point type."""
 
     def __init__(self, gm: fx.GraphModule, bar: tqdm) -> None:
@@ -121,9 +122,7 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progres
     original = graph_over(plan.gm, copy.deepcopy(model)).double().eval()
     pruned = plan.apply(original)
     example = bind_example(model, example_inputs)
-    values = [
-        map_nested(_double, example[str(n.target).lstrip("*")]) for n in plan.gm.graph.nodes if n.op == "placeholder"
-    ]
+    values = [map_nested(_double, value) for value in bound_values(plan.gm.graph, example)]
     name = type(model).__name__
     steps = len(original.graph.nodes) + len(pruned.graph.nodes)
     with torch.no_grad(), tqdm(total=steps, desc="proof", unit="node", disable=not progress) as bar:

@@ -186,10 +186,10 @@ class Several(nn.Module):
 def test_inputs_as_tensor_tuple_or_mapping(inputs: Any, expected: dict[str, Any]) -> None:
     model = Several().eval()
     bound = bind_example(model, inputs)
-    assert {name: bound[name] for name in expected} == expected
+    assert {name: bound.arguments[name] for name in expected} == expected
     gm = trace(model, inputs)
-    tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
-    assert same(gm(**tensors), model(**bound))
+    tensors = {name: value for name, value in bound.arguments.items() if isinstance(value, Tensor)}
+    assert same(gm(**tensors), model(*bound.args, **bound.kwargs))
 
 
 def test_the_graph_is_called_as_the_model_is() -> None:

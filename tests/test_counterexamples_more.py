@@ -160,3 +160,41 @@ class PickedByABuffer(nn.Module):
 def test_indices_in_a_buffer_are_no_sizes() -> None:
     """They were taken for sizes of a shape, and read off it one by one."""
     holds(PickedByABuffer(), (3, 4, 4))
+
+
+class OctaveConvolution(nn.Module):
+    """One weight for two resolutions, sliced along both of its dimensions (Chen et al., 2019)."""
+
+    def __init__(self, inputs: tuple[int, int], outputs: tuple[int, int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(sum(outputs), sum(inputs), 1, 1))
+        self.read, self.made = inputs[0], outputs[0]
+
+    def forward(self, high: Tensor, low: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        first = F.conv2d(high, self.weight[0 : self.made, 0 : self.read])
+        second = F.conv2d(high, self.weight[self.made :, 0 : self.read])
+        if low is None:
+            return first, second
+        first = first + F.conv2d(low, self.weight[0 : self.made, self.read :])
+        return first, second + F.conv2d(low, self.weight[self.made :, self.read :])
+
+
+class OctaveBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shortcut = Stem(8), OctaveConvolution((8, 0), (4, 4))
+        self.inner, self.outer = OctaveConvolution((8, 0), (4, 4)), OctaveConvolution((4, 4), (4, 4))
+        self.high, self.low = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        kept = self.shortcut(x)
+        high, low = self.outer(*self.inner(x))
+        return self.high(high + kept[0]) + self.low(low + kept[1])
+
+
+def test_a_slice_of_two_dimensions_may_be_empty_by_the_old_numbers() -> None:
+    """With the bounds of the original nothing was left of one half, which ended the search for the right ones."""
+    holds(OctaveBlock(), (3, 4, 4))
+    deps = DependencyGraph.from_model(OctaveBlock(), torch.zeros(1, 3, 4, 4))
+    assert [group.name for group in deps.groups if group.frozen] == ["high"]

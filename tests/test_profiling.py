@@ -226,3 +226,20 @@ def test_other_warnings_are_shown() -> None:
 
     with pytest.warns(UserWarning, match="of the network's own"):
         profile(Warns(), torch.zeros(1, 3))
+
+
+def test_checks_of_torchs_own_on_sizes_are_no_obstacle() -> None:
+    """Where torch.jit traces, a comparison of sizes gives a tensor, which ``torch._check`` does not take."""
+
+    class Unpools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            y, indices = F.max_pool2d(x, 2, return_indices=True)
+            out: Tensor = self.b(F.max_unpool2d(y, indices, 2, output_size=list(x.shape[-2:])))
+            return out
+
+    assert profile(Unpools(), torch.zeros(1, 3, 8, 8)).macs == 64 * (3 * 9 * 8 + 8 * 2)

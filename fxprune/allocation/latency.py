@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["LatencyTable"]
 
+import inspect
 import statistics
 import time
 from collections import defaultdict
@@ -23,8 +24,10 @@ from scipy.optimize import nnls
 from torch import Tensor, fx
 from tqdm.auto import tqdm
 
+from fxprune.capture import bound_to, bound_values
 from fxprune.costs import Costs, Terms
 from fxprune.errors import ArgumentError
+from fxprune.interpreting import Interpreter
 from fxprune.nested import map_nested
 from fxprune.plan import make_plan
 from fxprune.profiling import measure_latency, synchronise
@@ -181,7 +184,7 @@ def _networks(deps: DependencyGraph) -> Iterator[tuple[NDArray[np.bool_], fx.Gra
         yield kept, plan.apply(deps.gm)
 
 
-def _inputs(gm: fx.GraphModule, device: torch.device) -> tuple[Any, ...]:
+def _inputs(gm: fx.GraphModule, device: torch.device) -> inspect.BoundArguments:
     """Random inputs of the traced shapes."""
 
     def filled(value: Any) -> Any:
@@ -191,10 +194,10 @@ def _inputs(gm: fx.GraphModule, device: torch.device) -> tuple[Any, ...]:
             return torch.rand(value.shape, dtype=value.dtype, device=device)
         return torch.zeros(value.shape, dtype=value.dtype, device=device)
 
-    return tuple(map_nested(filled, node.meta["val"]) for node in gm.graph.nodes if node.op == "placeholder")
+    return bound_to(gm, (map_nested(filled, node.meta["val"]) for node in gm.graph.find_nodes(op="placeholder")))
 
 
-class _Timed(fx.Interpreter):
+class _Timed(Interpreter):
     """Notes how long every node takes."""
 
     def __init__(self, gm: fx.GraphModule, device: torch.device) -> None:
@@ -212,9 +215,11 @@ class _Timed(fx.Interpreter):
         return result
 
 
-def _node_times(network: fx.GraphModule, inputs: tuple[Any, ...], device: torch.device, runs: int) -> dict[str, float]:
+def _node_times(
+    network: fx.GraphModule, inputs: inspect.BoundArguments, device: torch.device, runs: int
+) -> dict[str, float]:
     timed = _Timed(network, device)
     with torch.no_grad(), evaluation_mode(network):
         for _ in range(runs + 1):
-            timed.run(*inputs)
+            timed.run(*bound_values(network.graph, inputs))
     return {name: statistics.median(times[1:]) for name, times in timed.times.items()}

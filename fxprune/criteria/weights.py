@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from fxprune.batches import Loss
 from fxprune.criteria.base import refuse_without_data
 from fxprune.errors import ArgumentError, ArgumentTypeError, UnknownNameError, nearest_names
+from fxprune.interpreting import Interpreter
 from fxprune.masks import LAYERS, WEIGHT_FUNCTIONS, check_weight, weight_places
 from fxprune.nested import map_nested
 from fxprune.trials import Trial, loss_value
@@ -180,7 +181,7 @@ class _Energies:
             if isinstance(module, LAYERS) and id(module.weight) in self._sums:
                 module.register_forward_pre_hook(self._before_layer, with_kwargs=True)
 
-    def interpreter(self, gm: fx.GraphModule) -> fx.Interpreter:
+    def interpreter(self, gm: fx.GraphModule) -> Interpreter:
         """Runs a graph and looks at the functions that take a weight."""
         return _Watching(gm, self._before_function)
 
@@ -225,7 +226,7 @@ class _Energies:
         self._sums[id(weight)] = energy if known is None else known + energy
 
 
-class _Watching(fx.Interpreter):
+class _Watching(Interpreter):
     def __init__(self, gm: fx.GraphModule, look: Callable[[Callable[..., Any], Any, Any], None]) -> None:
         super().__init__(gm)
         self._look = look

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.capture import trace
+from fxprune.capture import bound_to, trace
 from fxprune.errors import ArgumentError, ArgumentTypeError
 from fxprune.masks import weight_places
 from fxprune.origin import Origin, origin_of
@@ -50,7 +50,7 @@ class Pair:
         if isinstance(original, fx.GraphModule) and all("val" in node.meta for node in original.graph.nodes):
             before = copy_network(original)
         else:
-            before = copy_network(trace(original, values[0]))
+            before = copy_network(trace(original, bound_to(small, values[0])))
         found = origin or origin_of(small) or Origin({}, {})
         _check(small, before, found)
         copied = copy_network(small)

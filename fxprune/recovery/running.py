@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.batches import split_batch
-from fxprune.capture import FAILURES, bind_example
+from fxprune.capture import FAILURES, bind_example, bound_values
 from fxprune.errors import ArgumentError, ArgumentTypeError, TraceError
+from fxprune.interpreting import Interpreter
 from fxprune.nested import leaves, map_nested
 
 Batch = tuple[Any, ...]
@@ -36,7 +37,6 @@ def as_batches(gm: fx.GraphModule, batches: Iterable[Any]) -> list[Batch]:
         raise ArgumentTypeError(
             f"batches must be an iterable of batches, not a {type(batches).__name__}: for one batch write [images]"
         )
-    names = [str(node.target).lstrip("*") for node in gm.graph.nodes if node.op == "placeholder"]
     found = []
     for batch in batches:
         try:
@@ -46,7 +46,7 @@ def as_batches(gm: fx.GraphModule, batches: Iterable[Any]) -> list[Batch]:
                 f"{error}. Of a pair the second part counts as labels: put several inputs into a tuple of their own, "
                 "as in ((a, b), None)"
             ) from error
-        found.append(tuple(example[name] for name in names))
+        found.append(tuple(bound_values(gm.graph, example)))
     if not found:
         raise ArgumentError("batches is empty: recovery needs at least one batch of inputs")
     return found
@@ -79,7 +79,7 @@ class Runner:
         for node in self.nodes:
             self._dies.setdefault(last.get(node, node), []).append(node)
         for batch in batches:
-            interpreter = fx.Interpreter(gm, garbage_collect_values=False)
+            interpreter = Interpreter(gm, garbage_collect_values=False)
             interpreter.args_iter = iter(map_nested(_copied, batch))
             self._interpreters.append(interpreter)
 

@@ -80,8 +80,8 @@ def _widened(ctx: Reading, operand: Labels, full: tuple[int, ...]) -> Labels:
     return operand if operand.full == full and not operand.parameter else meet(ctx, [operand], full)
 
 
-@rule("to", "type_as")
-def cast(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
+@rule("to", "type_as", torch.as_tensor, torch.asarray, torch.tensor)
+def cast(ctx: Reading, input: Any, *args: Any, **kwargs: Any) -> Any:
     """Another type or place, which may be that of another tensor; numbers of channels play no part in it."""
     return meet_all(ctx, (input,), {})
 
