@@ -15,7 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from fxprune.analysis import resolve
 from fxprune.dead_readers import Readers
 from fxprune.dependency import DependencyGraph
-from fxprune.errors import ArgumentError, InternalError, WeightError
+from fxprune.errors import ArgumentError, WeightError
 from fxprune.labels import IntArray
 from fxprune.plan import ChannelPlan, make_plan
 from fxprune.planning import check_graph
@@ -23,8 +23,6 @@ from fxprune.records import Conflict
 from fxprune.selection import FloatArray
 from fxprune.settling import replayed
 from fxprune.structure import Structure
-
-_ATTEMPTS = 64
 
 
 def plan_dead_channels(deps: DependencyGraph) -> ChannelPlan:
@@ -62,7 +60,7 @@ def plan_dead_channels(deps: DependencyGraph) -> ChannelPlan:
     _check_weights(deps.gm)
     structure = deps.structure
     readers = Readers(deps.gm, structure.recorder)
-    for _ in range(_ATTEMPTS):
+    while True:  # each conflict leaves fewer units
         kept = _kept(structure, readers)
         try:
             plan = make_plan(deps, structure, kept, replayed(deps.gm, structure, kept))
@@ -71,7 +69,6 @@ def plan_dead_channels(deps: DependencyGraph) -> ChannelPlan:
             deps = deps.refined(structure)
         else:
             return replace(plan, constants=readers.constants(structure, kept))
-    raise InternalError("the dead channels could not be taken out")
 
 
 def _check_weights(gm: fx.GraphModule) -> None:
@@ -98,7 +95,7 @@ def _kept(structure: Structure, readers: Readers) -> NDArray[np.bool_]:
     kept = np.ones(structure.units, dtype=bool)
     # A unit that had to stay for the sake of equal blocks counts as alive from then on.
     held = (structure.group < 0) | _inexact(structure)
-    for _ in range(_ATTEMPTS):
+    while True:  # units only ever come to be held, and then to go
         now = np.ones_like(kept)
         now[_removable(structure, readers.dead(structure, kept) & ~held)] = False
         if not (now & ~kept).any():
@@ -108,7 +105,6 @@ def _kept(structure: Structure, readers: Readers) -> NDArray[np.bool_]:
             continue
         held |= now & ~kept
         kept = np.ones_like(kept)
-    raise InternalError("the dead channels do not settle")
 
 
 def _inexact(structure: Structure) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.labels import IntArray, Layer, same
+from fxprune.labels import IntArray, Layer, inhabited, same
 from fxprune.records import Moved, numbers
 
 
@@ -21,11 +21,17 @@ def fitted_layer(
     Only dimensions in ``labelled``, which some layer of the value varies along, may have another size.
     """
     origin = record.origin
-    if tensor.dim() != len(record.full) or not tensor.numel():
+    if tensor.dim() != len(record.full):
         return None
+    shape = tensor.shape
+    if not tensor.numel():
+        there = inhabited(tensor) if 0 in record.full else None
+        if there is None:
+            return origin if record.layer is None and shape == record.full else None
+        tensor = there
     for dim, size in enumerate(record.full):
         if dim not in origin.dims:
-            if tensor.shape[dim] != size and dim not in labelled:
+            if shape[dim] != size and dim not in labelled:
                 return None
             first = tensor.narrow(dim, 0, 1)
             if tensor.shape[dim] > 1 and tensor.stride(dim) != 0 and tensor.ne(first).any():

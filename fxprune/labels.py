@@ -20,6 +20,7 @@ __all__ = [
     "broadcast",
     "compact",
     "first_per_line",
+    "inhabited",
     "same",
     "spread",
 ]
@@ -141,6 +142,21 @@ def compact(tensor: Tensor) -> Layer:
     if tensor.untyped_storage().nbytes() > _SPARE + 4 * tensor.nbytes:
         tensor = tensor.clone()  # or it would hold all that an operator made
     return Layer(tensor, tuple(dims))
+
+
+def inhabited(tensor: Tensor) -> Tensor | None:
+    """The labels of an empty value as though it had a position along every empty dimension.
+
+    None if they vary along one of these, or if the operator that made it gave no view.
+    """
+    if tensor.numel():
+        return tensor
+    size = tensor.element_size()
+    if any(n == 0 and stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        return None
+    shape = [max(n, 1) for n in tensor.shape]
+    last = tensor.storage_offset() + sum((n - 1) * stride for n, stride in zip(shape, tensor.stride(), strict=True))
+    return tensor.as_strided(shape, tensor.stride()) if size * (last + 1) <= tensor.untyped_storage().nbytes() else None
 
 
 def first_per_line(layer: Layer, dim: int) -> Tensor:

@@ -16,7 +16,7 @@ from fxprune.analysis import resolve
 from fxprune.collection import collector_paused
 from fxprune.criteria import Criterion, UnitCriterion, comparable, prepared, unit_scores
 from fxprune.dependency import DependencyGraph
-from fxprune.errors import ArgumentError, ArgumentTypeError, InternalError, NothingToPruneError
+from fxprune.errors import ArgumentError, ArgumentTypeError, NothingToPruneError
 from fxprune.labels import IntArray
 from fxprune.plan import ChannelPlan, make_plan
 from fxprune.ratios import Ratio, Wanted, wanted_ratios, whole_number
@@ -27,8 +27,6 @@ from fxprune.structure import Structure
 
 if TYPE_CHECKING:
     from fxprune.sensitivity import Sensitivity
-
-_ATTEMPTS = 64
 
 
 DEFAULT_RATIO = 0.3
@@ -98,8 +96,7 @@ def plan_channels(
         raise NothingToPruneError(_nothing(deps, wanted))
     structure = deps.structure
     criterion = prepared(criterion, structure)
-    place = ""
-    for _ in range(_ATTEMPTS):
+    while True:  # each conflict leaves fewer units
         groups = () if isinstance(criterion, str | UnitCriterion) else deps.groups
         scores = unit_scores(structure, groups, criterion, wanted.ratios > 0)
         least = fewest(deps, min_channels)
@@ -114,7 +111,6 @@ def plan_channels(
             with collector_paused():
                 plan = make_plan(deps, structure, kept, chosen(deps.gm, structure, kept))
         except Conflict as conflict:
-            place = conflict.place
             structure = _refined(structure, conflict)
             wanted = wanted.carried(deps.structure, structure)
             deps = deps.refined(structure)
@@ -125,7 +121,6 @@ def plan_channels(
             if share is None and kept.all() and _held(structure, wanted, scores):
                 raise NothingToPruneError(_nothing(deps, wanted))
             return replace(plan, allocation=found)
-    raise InternalError(f"no plan could be carried out: {place}")
 
 
 def _held(structure: Structure, wanted: Wanted, scores: FloatArray) -> bool:
@@ -153,19 +148,16 @@ def plan_sorting(deps: DependencyGraph, criterion: Criterion = "input-l2") -> Ch
     deps = deps.refined(structure)
     criterion = prepared(criterion, structure)
     kept = np.ones(structure.units, dtype=bool)
-    place = ""
-    for _ in range(_ATTEMPTS):
+    while True:  # each conflict leaves fewer units
         groups = () if isinstance(criterion, str | UnitCriterion) else deps.groups
         scores = unit_scores(structure, groups, criterion)
         try:
             found = replayed(deps.gm, structure, kept, _permutation(structure, scores))
             return make_plan(deps, structure, kept, found)
         except Conflict as conflict:
-            place = conflict.place
             structure = _refined(structure, conflict)
             deps = deps.refined(structure)
             kept = np.ones(structure.units, dtype=bool)
-    raise InternalError(f"no order could be carried out: {place}")
 
 
 def kept_by_ratio(

@@ -138,13 +138,30 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _as_many_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *args: Any,
+    enable_gqa: bool = False,
+    _original: Callable[..., Tensor] = functional.scaled_dot_product_attention,
+    **kwargs: Any,
+) -> Tensor:
+    """Attention whose heads share their keys and values, with a copy for each, as torchprofile expects it."""
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    key, value = (t.expand(*query.shape[:-2], *t.shape[-2:]) for t in (key, value))
+    return _original(query, key, value, *args, **kwargs)
+
+
 @contextmanager
 def _open_attention() -> Iterator[None]:
     """Attention as torchprofile counts it: torch's fused inference path is one operator that it does not know."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with mock.patch.object(functional, "scaled_dot_product_attention", _as_many_heads):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -11,7 +11,20 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, fx
 
-from fxprune.labels import POSITIONS, IntArray, Labels, Layer, Lookup, Reason, arange, broadcast, compact, same, spread
+from fxprune.labels import (
+    POSITIONS,
+    IntArray,
+    Labels,
+    Layer,
+    Lookup,
+    Reason,
+    arange,
+    broadcast,
+    compact,
+    inhabited,
+    same,
+    spread,
+)
 from fxprune.nested import tensors_by_name
 from fxprune.reading import FAILURES, Reading
 from fxprune.records import Cover, Freeze, Inexact, Moved, Read, Rect, Tie, lines_of, numbers
@@ -288,6 +301,9 @@ class Recorder(Reading):
         def settle(out: Any, *layers: Tensor) -> Any:
             full = tuple(out.shape)
             sizes = [layer.tensor.numel() for layer in value.layers]
+            for layer, made in zip(value.layers, layers, strict=True):
+                if not made.numel() and inhabited(made) is None:
+                    self.freeze(layer.tensor, "what is taken of it is empty")
             settled = [self._settle(layer, full, size) for layer, size in zip(layers, sizes, strict=True)]
             kept = [(layer, size) for layer, size in zip(settled, sizes, strict=True) if layer is not None]
             return Labels(full, self.separate(kept), value.why)
@@ -321,7 +337,11 @@ class Recorder(Reading):
         self, tensor: Tensor, full: tuple[int, ...], channels: int = 0, free: int | None = None
     ) -> Layer | None:
         """Compact what an operator made of a layer, and keep one name for each position."""
-        origin = compact(tensor)
+        there = inhabited(tensor)
+        if there is None:
+            self._note(Moved(full, Layer(tensor, ()), None, None, channels))
+            return None
+        origin = compact(there)
         labels = numbers(origin.tensor)
         if not origin.dims:
             self._note(Moved(full, origin, None, None, channels))

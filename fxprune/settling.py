@@ -10,15 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.analysis import resolve
-from fxprune.errors import InternalError
 from fxprune.labels import IntArray
 from fxprune.recorder import Recorder
 from fxprune.records import Conflict, Found, Rect, numbers
 from fxprune.replay import Replay
 from fxprune.selection import select
 from fxprune.structure import Refinement, Structure
-
-_ATTEMPTS = 64
 
 
 def replayed(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_], place: IntArray | None = None) -> Found:
@@ -90,7 +87,7 @@ def settle(gm: fx.GraphModule, recorder: Recorder, refinement: Refinement | None
     if _passes(structure):
         return structure  # there is no choice that could not be carried out
     scores = np.random.default_rng(0).random(recorder.count)
-    for _ in range(_ATTEMPTS):
+    while True:  # each conflict leaves fewer units
         keep = {g: -(-len(m) // 2) for g, m in enumerate(structure.members)}
         try:
             replayed(gm, structure, select(structure, scores[: structure.units], keep))
@@ -98,4 +95,3 @@ def settle(gm: fx.GraphModule, recorder: Recorder, refinement: Refinement | None
             structure = resolve(recorder, structure.escalate(conflict.labels, conflict.node, conflict.place))
         else:
             return structure
-    raise InternalError("the constraints of the network did not settle")

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.errors import InternalError
 from fxprune.labels import IntArray, Reason
 from fxprune.recorder import Recorder
 from fxprune.records import Freeze, Tie
@@ -159,7 +160,13 @@ class Structure:
         return self._classes[group]
 
     def escalate(self, labels: IntArray, node: str, place: str) -> Refinement:
-        """Answer a conflict: tell pieces apart, cut columns, then give up choices of single blocks, then freeze."""
+        """Answer a conflict: tell pieces apart, cut columns, then give up choices of single blocks, then freeze.
+
+        After the first two each answer leaves fewer units.
+
+        Raises:
+            InternalError: There are none any more.
+        """
         refinement = self.refinement
         if not refinement.pieces:
             return replace(refinement, pieces=True)
@@ -174,13 +181,17 @@ class Structure:
         if ties:
             return replace(refinement, ties=(*refinement.ties, *ties))
         reason = Reason(f"what would be left of its channels does not fit: {place}", node)
-        if not units.size:  # all of them stay already: what they stand for must, too
+        if not units.size:  # all of them stay already: what they stand for must, too, or something that is farther away
             behind = [
                 cover.child.reshape(-1)
                 for cover in self.recorder.covers
                 if cover.parent is not None and np.isin(cover.parent, labels).any()
             ]
-            labels = np.concatenate(behind) if behind else np.arange(1, self.recorder.count)
+            labels = np.concatenate(behind) if behind else labels[:0]
+            if not self.unit[labels].any():
+                labels = np.arange(1, self.recorder.count)
+                if not self.unit[labels].any():
+                    raise InternalError(f"nothing is to be removed, and still the network does not fit: {place}")
         return replace(refinement, freezes=(*refinement.freezes, Freeze(labels, reason)))
 
     def _label_of(self, units: IntArray) -> IntArray:

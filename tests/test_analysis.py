@@ -14,6 +14,7 @@ from torch import nn
 from fxprune.analysis import _ranks, resolve
 from fxprune.capture import trace
 from fxprune.dependency import DependencyGraph
+from fxprune.errors import InternalError
 from fxprune.models import ZOO, example_inputs
 from fxprune.recorder import Recorder
 from fxprune.records import Freeze, Tie, numbers
@@ -296,6 +297,16 @@ def test_constraints_settle(function: Any) -> None:
     found = prove(model, images())
     assert sizes(found.deps)["b"] == 6
     assert found.proof.max_relative_error < 1e-10
+
+
+def test_what_never_fits_ends_with_the_place() -> None:
+    found = structure(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)))
+    nothing = np.zeros(0, dtype=np.int64)
+    for _ in range(3):
+        found = resolve(found.recorder, found.escalate(nothing, "_1", "somewhere"))
+    assert not found.groups
+    with pytest.raises(InternalError, match="nothing is to be removed, and still the network does not fit: somewhere"):
+        found.escalate(nothing, "_1", "somewhere")
 
 
 def test_a_rolled_residual_ties_what_meets() -> None:

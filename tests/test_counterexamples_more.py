@@ -198,3 +198,44 @@ def test_a_slice_of_two_dimensions_may_be_empty_by_the_old_numbers() -> None:
     holds(OctaveBlock(), (3, 4, 4))
     deps = DependencyGraph.from_model(OctaveBlock(), torch.zeros(1, 3, 4, 4))
     assert [group.name for group in deps.groups if group.frozen] == ["high"]
+
+
+class EmptyPart(nn.Module):
+    """Apart from the first positions, of which there are none, as of an attention without prefix tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = Stem(8), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+        self.scale = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        none, rest = x.transpose(1, 2)[:, :0], x.transpose(1, 2)[:, 0:]
+        y = torch.cat([none.transpose(1, 2) * self.scale, self.norm(rest.transpose(1, 2))], 2)
+        return self.head(torch.cat([y[:0], y]))
+
+
+def test_an_empty_part_has_channels() -> None:
+    """Labels of no elements were none, so that nothing fitted, whatever was frozen: the analysis did not settle."""
+    holds(EmptyPart(), (3, 4, 4))
+    deps = DependencyGraph.from_model(EmptyPart(), torch.zeros(2, 3, 4, 4))
+    assert [group.name for group in deps.groups if group.frozen] == ["head"]
+
+
+class NoChannels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.other, self.head = Stem(8), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        first, last = self.other(x).split([8, 0], 1)
+        return self.head(torch.cat([x, x.new_zeros(x.shape[0], 0, *x.shape[2:]), last, first], 1))
+
+
+def test_a_part_without_channels_keeps_what_it_was_taken_from() -> None:
+    holds(NoChannels(), (3, 4, 4))
+    deps = DependencyGraph.from_model(NoChannels(), torch.zeros(1, 3, 4, 4))
+    frozen = {group.name: group.frozen for group in deps.groups if group.frozen}
+    assert "what is taken of it is empty" in frozen["other"]
+    assert "stem.second" not in frozen

@@ -278,3 +278,15 @@ def test_what_is_known_is_true_of_every_input(name: str) -> None:
     share = float((~known[last.name].open).double().mean()) if last.name in known else 0.0
     assert share >= (expected.get(name, 0.0))
     assert share <= float((~varies).double().mean())
+
+
+def test_however_deep_what_only_the_dead_read_is_dead() -> None:
+    """Found one layer after the other, from the last one to the first."""
+    network = nn.Sequential(*(nn.Conv2d(2, 2, 1, bias=False) for _ in range(80)), nn.Conv2d(2, 1, 1))
+    with torch.no_grad():
+        for layer in network:
+            layer.weight.copy_(torch.eye(2)[-layer.out_channels :, :, None, None])
+    x = torch.randn(1, 2, 4, 4)
+    small = fxprune.plan_dead_channels(fxprune.DependencyGraph.from_model(network, x)).apply(network)
+    assert {layer.out_channels for layer in small.children()} == {1}
+    assert torch.equal(small(x), network(x))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.labels import Labels, Layer, Lookup, Reason, arange, compact, first_per_line, spread
+from fxprune.labels import Labels, Layer, Lookup, Reason, arange, compact, first_per_line, inhabited, spread
 
 SMALL = st.integers(0, 6)
 
@@ -81,6 +81,18 @@ def test_spreading_takes_no_memory() -> None:
     assert whole.stride() == (0, 1, 0, 0)
     assert whole.untyped_storage().nbytes() == 4 * 8
     assert compact(whole).tensor.untyped_storage().nbytes() == 4 * 8
+
+
+def test_labels_of_an_empty_value_are_those_it_would_have() -> None:
+    layer = Layer(arange(10, 4).reshape(1, 4, 1), (1,))
+    whole = spread(layer, (2, 4, 5))
+    there = inhabited(whole[:, :, 5:])
+    assert there is not None
+    assert there.shape == (2, 4, 1)
+    assert there[0, :, 0].tolist() == [10, 11, 12, 13]
+    assert inhabited(whole) is whole
+    assert inhabited(whole[:, 4:]) is None
+    assert inhabited(whole[:, :, :0].clone()) is None
 
 
 @pytest.mark.parametrize("dim", [1, 3])

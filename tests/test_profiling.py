@@ -243,3 +243,15 @@ def test_checks_of_torchs_own_on_sizes_are_no_obstacle() -> None:
             return out
 
     assert profile(Unpools(), torch.zeros(1, 3, 8, 8)).macs == 64 * (3 * 9 * 8 + 8 * 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_gqa": True}], ids=["one", "grouped"])
+def test_heads_that_share_keys_and_values_are_counted_each(options: dict[str, bool]) -> None:
+    shared = 2 if options else 1
+
+    class Shares(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            query, keys = x.expand(1, 4, 5, 8), x.expand(1, shared, 5, 8)
+            return F.scaled_dot_product_attention(query, keys, keys, **options)
+
+    assert profile(Shares(), torch.zeros(1, 1, 5, 8)).macs == 2 * 4 * 5 * 5 * 8

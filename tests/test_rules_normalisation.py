@@ -74,6 +74,8 @@ def test_one_slope_for_all_stays() -> None:
         (lambda s, y: F.layer_norm(y, (6, 6)), ""),
         (lambda s, y: F.layer_norm(y, y.shape[2:]), ""),
         (lambda s, y: F.rms_norm(y, [6]), ""),
+        (lambda s, y: F.rms_norm(y, [6], None, 1e-6) + torch.rms_norm(y, [6], eps=1e-3), ""),
+        (lambda s, y: torch.layer_norm(y, [6, 6], None, None, 1e-6), ""),
     ],
 )
 def test_functional_norms_of_single_channels(function: Function, members: str) -> None:

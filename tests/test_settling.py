@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+import fxprune
+from fxprune.analysis import read
 from fxprune.dependency import DependencyGraph
 from fxprune.models import ZOO, example_inputs
-from fxprune.records import Found
+from fxprune.records import Conflict, Found
 from fxprune.replay import Replay
 from fxprune.selection import keep_count, select
-from fxprune.settling import chosen, replayed
+from fxprune.settling import chosen, replayed, settle
+from fxprune.structure import Structure
 
 
 def _both(deps: DependencyGraph, ratio: float) -> tuple[Found, Found]:
@@ -74,3 +79,28 @@ def test_the_graph_is_read_only_where_something_in_it_may_change(sized: bool, mo
         }
     )
     assert bool(found.changes) is sized
+
+
+def test_every_conflict_is_answered_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 160, 1), nn.Conv2d(160, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.channel_shuffle(self.stem(x), 2))
+
+    conflicts = []
+
+    def conflicting(gm: fx.GraphModule, structure: Structure, *rest: Any) -> Found:
+        if len(conflicts) < 80:
+            conflicts.append(structure.units)
+            raise Conflict(np.flatnonzero(structure.unit == structure.members[0][0]), "stem", "here")
+        return replayed(gm, structure, *rest)
+
+    monkeypatch.setattr(fxprune.settling, "replayed", conflicting)
+    gm = fxprune.trace(Shuffled(), torch.zeros(1, 3, 4, 4))
+    found = settle(gm, read(gm))
+    assert conflicts[2:] == sorted(set(conflicts), reverse=True)  # after the first two, fewer each time
+    assert found.refinement.ties
+    assert len(found.refinement.freezes) > 64

@@ -141,20 +141,29 @@ def layer_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
     return out
 
 
-@rule(F.layer_norm, F.rms_norm, sizes=True, weights=True)
+@rule(F.layer_norm, torch.layer_norm, sizes=True, weights=True)
 def functional_layer_norm(
     ctx: Reading,
     input: Labels,
     normalized_shape: Any,
     weight: Labels | None = None,
     bias: Labels | None = None,
-    eps: float | None = None,
+    *_: Any,
+    **__: Any,
 ) -> Labels:
     """Layer norm as a function; its shape argument follows the channels."""
     rank = len(normalized_shape)
     out = _layer_norm(ctx, input, rank, [weight, bias])
     ctx.argument(1, "normalized_shape", tuple(out.shape[len(out.full) - rank :]), tuple(normalized_shape))
     return out
+
+
+@rule(F.rms_norm, torch.rms_norm, sizes=True, weights=True)
+def functional_rms_norm(
+    ctx: Reading, input: Labels, normalized_shape: Any, weight: Labels | None = None, eps: float | None = None
+) -> Labels:
+    """RMS norm as a function: a layer norm without a bias."""
+    return functional_layer_norm(ctx, input, normalized_shape, weight)
 
 
 @rule(nn.LocalResponseNorm, F.local_response_norm)

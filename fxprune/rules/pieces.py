@@ -168,6 +168,8 @@ def _join(ctx: Reading, tensors: Any, dim: int, stacked: bool) -> Labels:
     values: list[Labels] = list(tensors)
     if not all(isinstance(v, Labels) for v in values):
         raise Declined("a concatenation with something that is no tensor has no rule")
+    if 0 in ctx.output_shape():
+        raise Declined("nothing is put together")
     values = [v for v in values if v.full != (0,)]
     return join(ctx, values, dim % (len(values[0].full) + stacked), stacked)
 
