@@ -256,4 +256,6 @@ def _nothing(deps: DependencyGraph, wanted: Wanted) -> str:
             if group.size == 1:
                 reason = "its channels all go together, and one must stay"
             lines.append(f"  '{group.name}': {reason}")
+    if not lines:
+        lines = [f"  '{name}': {reason}" for name, reason in deps.untouched.items()]
     return "nothing in the network can be pruned:\n" + ("\n".join(lines) or "  it has no layer with channels")

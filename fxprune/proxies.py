@@ -71,6 +71,12 @@ for _name in _IN_PLACE:
     setattr(WritingProxy, f"__{_name}__", _in_place(_name))
 
 
+def _gives_view(part: Any) -> bool:
+    """Whether a part of an index only moves elements out of sight: numbers, slices and new dimensions do."""
+    kind = type(part.value if isinstance(part, ValueProxy) else part)
+    return kind in (int, slice, type(None), type(Ellipsis))
+
+
 class ValueProxy(WritingProxy):
     """A proxy that knows the value it would have for the example inputs, tensors being on the meta device."""
 
@@ -85,6 +91,19 @@ class ValueProxy(WritingProxy):
         if is_tensor_method_or_property(orig_method):
             return tracer.create_proxy("call_method", name, args, kwargs)
         return tracer.create_proxy("call_function", orig_method, args, kwargs, tracer.graph._target_to_str(name))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """``x[:, :3] = y``; where the index gives a view, that is what is written to."""
+        given = value.value if isinstance(value, ValueProxy) else value
+        if isinstance(self.value, Tensor) and all(map(_gives_view, index if isinstance(index, tuple) else (index,))):
+            view = self[index]
+            if isinstance(given, Tensor) and given.dim() <= view.value.dim():
+                view.copy_(value)
+                return
+            if isinstance(given, int | float):
+                view.fill_(value)
+                return
+        super().__setitem__(index, value)
 
     @property
     def value(self) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 __all__ = ["Proof", "verify"]
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,18 +131,29 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progres
         try:
             # A plan of dead channels is to change nothing, so nothing is zeroed.
             reference = _Zeroing(original, plan, bar) if plan.constants is None else _Double(original, bar)
-            before = reference.run(*copy.deepcopy(values))
+            with _same_numbers(original):
+                before = reference.run(*copy.deepcopy(values))
         except FxpruneError:
             raise
         except FAILURES as error:
             raise TraceError(f"{name} failed on the example inputs: {type(error).__name__}: {error}") from error
         try:
-            after = _Double(pruned, bar).run(*copy.deepcopy(values))
+            with _same_numbers(original):
+                after = _Double(pruned, bar).run(*copy.deepcopy(values))
         except FAILURES as error:
             raise InternalError(
                 f"the pruned {name} failed on inputs that the original takes: {type(error).__name__}: {error}"
             ) from error
     return Proof(_difference(before, after), not plan.inexact, list(plan.inexact))
+
+
+@contextmanager
+def _same_numbers(network: nn.Module) -> Iterator[None]:
+    """Whatever is drawn at random is the same each time."""
+    devices = {tensor.device for tensor in network.parameters() if tensor.is_cuda}
+    with torch.random.fork_rng(list(devices)):
+        torch.manual_seed(0)
+        yield
 
 
 def _check_values(model: nn.Module) -> None:

@@ -335,10 +335,12 @@ def product(g: Grower) -> None:
 
 @step()
 def assignment(g: Grower) -> None:
-    """A part of a value is written over."""
+    """A part of a value is written to, and other views of it see that."""
     x = g.take()
-    if g.shape(x)[1] < 2:
-        raise Unfit
-    y = g.put(f"{x}.clone()")
-    g.run(f"{y}[:, :1] = {g.pick(('0.5', f'{x}[:, 1:2]'))}")
-    g.keep(y)
+    dim = g.dim(x, 2)
+    size = g.shape(x)[dim]
+    name = g.put(g.pick((f"{x}.clone()", x)))
+    head, half = f"{name}[{':, ' * dim}", g.pick((f"{size // 2}", f"{name}.shape[{dim}] // 2"))
+    first, last = g.pick(((f"{head}:{half}]", f"{head}-({half}):]"), (f"{head}0]", f"{head}-1]")))
+    g.run(f"{first} = {g.pick((last, '0.5', f'{last} * 2', f'{first}.sigmoid()', f'torch.zeros_like({last})'))}")
+    g.keep(name)

@@ -83,3 +83,44 @@ def test_the_first_error_is_told_though_what_failed_was_taken_back() -> None:
 
     with pytest.raises(TraceError, match=r"in 0\.inner\.1 .* with inputs of shape .*Output size is too small"):
         trace(nn.Sequential(Pools()), torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [
+        (lambda s, y: y[:, :4].copy_(y[:, 4:]), {"a": 4, "b": 6}),
+        (lambda s, y: y.__setitem__((slice(None), slice(4)), s.p(y[:, :4])), {"a": 8, "p": 4, "b": 6}),
+        (lambda s, y: y.__setitem__((slice(None), slice(None, y.shape[1] // 2)), y[:, 4:]), {"a": 4, "b": 6}),
+        (lambda s, y: y.__setitem__((..., slice(1, None), 0), 0.5), {"a": 8, "b": 6}),
+        (lambda s, y: y.__setitem__(0, y[1] * 2), {"a": 8, "b": 6}),
+        (lambda s, y: y.__setitem__((slice(None), slice(None, None, 2)), y[:, 1::2]), {"a": 4, "b": 6}),
+        (lambda s, y: y.data.__setitem__((slice(None), slice(4)), y[:, 4:]), {"a": 4, "b": 6}),
+        (lambda s, y: y.__setitem__((slice(None), [0, 1]), y[:, [2, 3]]), {"b": 6}),
+        (lambda s, y: y.__setitem__(y > 0, 0.0), {"b": 6}),
+        (lambda s, y: y.__setitem__((slice(None), slice(2)), torch.ones(1, 1, 1, 6, 6)), {"b": 6}),
+    ],
+)
+def test_writes_into_a_view_meet_its_channels(write: Callable[[Any, Any], Any], expected: dict[str, int]) -> None:
+    def forward(s: Any, x: Any) -> Any:
+        y = s.a(x).clone()
+        write(s, y)
+        return s.end(y)
+
+    deps = holds(Net(forward, p=nn.Conv2d(4, 4, 1)))
+    found = {name: sum(g.size for g in deps.prunable if name in g.producers) for name in expected}
+    assert found == expected
+    assert sum(g.size for g in deps.prunable if "a" in g.producers) == expected.get("a", 0)
+
+
+def test_a_write_stays_a_write_in_the_graph() -> None:
+    def forward(s: Any, x: Any) -> Any:
+        out = torch.zeros_like(x)
+        out[:-1, :2] = x[1:, :2]
+        out[1:, 2:] = x[:-1, 2:]
+        return s.a(out)
+
+    model = Net(forward).eval()
+    gm = trace(model, images())
+    with torch.no_grad():
+        for inputs in (images(), images(5, height=9)):
+            assert same(gm(inputs), model(inputs))

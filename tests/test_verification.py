@@ -486,3 +486,55 @@ def test_inputs_that_the_model_refuses_are_refused() -> None:
     model, deps = analysed("vgg")
     with pytest.raises(FxpruneError):
         verify(model, plan_channels(deps, 0.5), torch.randn(2, 4, 32, 32))
+
+
+def _between(function: Callable[[Tensor], Tensor]) -> tuple[nn.Module, ChannelPlan, Tensor]:
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(function(self.a(x)))
+            return out
+
+    model, image = randomize(Between()).eval(), torch.randn(2, 3, 5, 5)
+    return model, plan_channels(DependencyGraph.from_model(model, image), 0.5), image
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y + torch.rand(1, 1, *y.shape[2:]),
+        lambda y: y[:, :, torch.randperm(5)],
+        lambda y: F.dropout(y, 0.5, training=False),
+        lambda y: F.dropout(y, 0.0),
+    ],
+)
+def test_numbers_drawn_at_random_are_the_same_for_both(function: Callable[[Tensor], Tensor]) -> None:
+    model, plan, image = _between(function)
+    state = torch.get_rng_state()
+    proof = verify(model, plan, image)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert proof.exact
+    assert proof.max_relative_error < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("function", "node"),
+    [
+        (lambda y: y + torch.randn_like(y), "randn_like"),
+        (lambda y: torch.bernoulli(y.sigmoid()), "bernoulli"),
+        (lambda y: y * torch.empty_like(y).uniform_(), "uniform_"),
+        (F.dropout, "dropout"),
+        (lambda y: F.dropout2d(y, 0.3, training=True), "dropout2d"),
+        (lambda y: torch.dropout(y, 0.3, True), "dropout"),
+    ],
+)
+def test_a_random_number_for_each_channel_is_another_one_with_fewer(
+    function: Callable[[Tensor], Tensor], node: str
+) -> None:
+    model, plan, image = _between(function)
+    proof = verify(model, plan, image)
+    assert not proof.exact
+    assert proof.inexact == [node]

@@ -23,17 +23,19 @@ _MODULES = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
 _UNARY = (
-    *("abs", "acos", "asin", "atan", "bernoulli", "ceil", "celu", "cos", "cosh", "digamma", "elu", "erf", "erfc"),
+    *("abs", "acos", "asin", "atan", "ceil", "celu", "cos", "cosh", "digamma", "elu", "erf", "erfc"),
     *("exp", "exp2", "expm1", "floor", "frac", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh"),
     *("leaky_relu", "lgamma", "log", "log10", "log1p", "log2", "logical_not", "logit", "logsigmoid", "mish", "neg"),
     *("negative", "reciprocal", "relu", "relu6", "round", "rrelu", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin"),
     *("sinh", "softplus", "softshrink", "softsign", "sqrt", "square", "tan", "tanh", "tanhshrink", "threshold"),
     *("trunc", "nan_to_num", "positive", "isnan", "isinf", "isfinite", "erfinv"),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
-    *("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"),
+    *("zeros_like", "ones_like", "empty_like", "full_like"),
     *("float", "half", "double", "bfloat16", "int", "long", "bool", "type", "cuda", "cpu"),
     *("acosh", "asinh", "atanh", "deg2rad", "expit", "i0", "rad2deg", "sgn", "signbit", "sinc"),
     *("clone", "detach", "requires_grad_", "identity", "fill_", "zero_", "byte"),
+)
+_DROPOUT = (
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
 )
 _NARY = (
     *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod"),
@@ -97,6 +99,23 @@ def contiguous(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
 def module(ctx: Reading, module: nn.Module, x: Labels) -> Labels:
     """An activation or dropout layer."""
     return x
+
+
+@rule(*_spellings(("bernoulli", "rand_like", "randn_like")), "uniform_", "normal_")
+def drawn(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
+    """A random number for each element: with fewer of them each gets another."""
+    ctx.inexact(input.layers, range(len(input.full)), "random numbers for every channel")
+    return meet_all(ctx, (input,), {})
+
+
+@rule(*_spellings(_DROPOUT))
+def dropout(ctx: Reading, input: Labels, p: float = 0.5, training: Any = True, *args: Any, **kwargs: Any) -> Any:
+    """Dropout, which is off in evaluation mode unless its author says otherwise."""
+    node = ctx.node
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", node.kwargs.get("train", True))
+    if mode is True and p:
+        ctx.inexact(input.layers, range(len(input.full)), "a dropout that is always on")
+    return meet_all(ctx, (input,), {})
 
 
 @rule(*_spellings(_UNARY), *_OPERATORS, *_spellings(_NARY))

@@ -103,7 +103,9 @@ def shuffle_layer(ctx: Reading, module: Any, x: Labels) -> Any:
 
 @rule(getattr, sizes=True)
 def attribute(ctx: Reading, x: Any, name: str) -> Any:
-    """Attributes of a tensor: transposed views are moved, sizes are read off."""
+    """Attributes of a tensor: transposed views are moved, ``data`` is the tensor itself, sizes are read off."""
+    if isinstance(x, Labels) and name == "data":
+        return x
     if isinstance(x, Labels) and name in ("T", "mT", "H", "mH"):
         return ctx.move(lambda t: getattr(t, name), x, (), {}, None)
     if isinstance(x, tuple | list):  # a field of a named tuple
