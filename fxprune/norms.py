@@ -16,7 +16,7 @@ from fxprune.vocabulary import Axis, axis_length
 
 def squared_norms(tensor: Tensor, axis: Axis) -> NDArray[np.float64]:
     """The squared L2 norm of a weight's slice for each channel of an axis; shape ``(axis_length,)``."""
-    weight = tensor.detach()
+    weight = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
     rows = math.prod(weight.shape[: axis.dim]) // axis.groups
     blocks = weight.reshape(axis.groups, rows, -1)
     if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64):

@@ -96,7 +96,7 @@ class ValueProxy(WritingProxy):
         """``x[:, :3] = y``; where the index gives a view, that is what is written to."""
         given = value.value if isinstance(value, ValueProxy) else value
         if isinstance(self.value, Tensor) and all(map(_gives_view, index if isinstance(index, tuple) else (index,))):
-            view = self[index]
+            view = self._item(index)
             if isinstance(given, Tensor) and given.dim() <= view.value.dim():
                 view.copy_(value)
                 return

@@ -39,7 +39,10 @@ class Proof:
     inexact: list[str]
 
 
-_NARROW = (torch.float16, torch.bfloat16, torch.float32)
+_WIDE = {
+    **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64),
+    **dict.fromkeys((torch.complex32, torch.complex64), torch.complex128),
+}
 
 
 class _Double(Interpreter):
@@ -64,7 +67,7 @@ class _Double(Interpreter):
 
 
 def _widened(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+    return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 class _Zeroing(_Double):
@@ -89,9 +92,9 @@ class _Zeroing(_Double):
 
 
 def _double(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().double()
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach().to(_WIDE[value.dtype]) if value.dtype in _WIDE else value.detach().clone()
+    return value
 
 
 def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progress: bool = False) -> Proof:
@@ -121,7 +124,8 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progres
         kinds = f"{type(model).__name__} and a {type(plan).__name__}"
         raise ArgumentTypeError(f"verify needs an nn.Module and the ChannelPlan for it, not a {kinds}")
     _check_values(model)
-    original = graph_over(plan.gm, copy.deepcopy(model)).double().eval()
+    original = graph_over(plan.gm, copy.deepcopy(model)).eval()
+    original._apply(_double)  # type: ignore[no-untyped-call]
     pruned = plan.apply(original)
     example = bind_example(model, example_inputs)
     values = [map_nested(_double, value) for value in bound_values(plan.gm.graph, example)]
@@ -164,8 +168,12 @@ def _check_values(model: nn.Module) -> None:
             )
 
 
+def _real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
 def _difference(before: Any, after: Any) -> float:
-    a, b = ([v for v in leaves(x) if isinstance(v, Tensor)] for x in (before, after))
+    a, b = ([_real(v) for v in leaves(x) if isinstance(v, Tensor)] for x in (before, after))
     shapes = [[tuple(v.shape) for v in x] for x in (a, b)]
     if shapes[0] != shapes[1]:
         raise InternalError(f"the pruned network gives outputs of shapes {shapes[1]}, the original {shapes[0]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +32,9 @@ def test_the_layout_in_memory_does_not_matter() -> None:
     other = tensor.to(memory_format=torch.channels_last)
     for dim in (0, 1):
         assert (squared_norms(tensor, Axis("t", dim)) == squared_norms(other, Axis("t", dim))).all()
+
+
+def test_a_complex_weight_counts_by_both_of_its_parts() -> None:
+    weight = torch.randn(4, 3, 2, dtype=torch.cfloat)
+    expected = torch.view_as_real(weight).double().square().sum((0, 2, 3))
+    np.testing.assert_allclose(squared_norms(weight, Axis("weight", 1)), expected.numpy(), rtol=1e-5)

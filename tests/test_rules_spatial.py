@@ -219,3 +219,51 @@ def test_where_to_sample_follows_the_batch() -> None:
     found = prove(one(forward, theta=nn.Linear(8, 6)))
     assert sizes(found.deps) == {"a": 8, "b": 6}
     assert found.small(images(5)).shape == (5, 5)
+
+
+# Frequencies ----------------------------------------------------------------------------------------------------------
+
+
+def _spectral(s: Any, y: Tensor) -> Tensor:
+    """A convolution over real and imaginary parts (Chi et al., 2020)."""
+    f = torch.fft.rfft2(y, norm="ortho")
+    f = torch.stack((f.real, f.imag), -1).permute(0, 1, 4, 2, 3).contiguous()
+    f = s.e(f.view(y.shape[0], -1, *f.shape[3:])).relu()
+    f = f.view(y.shape[0], -1, 2, *f.shape[2:]).permute(0, 1, 3, 4, 2).contiguous()
+    return torch.fft.irfft2(torch.complex(f[..., 0], f[..., 1]), s=y.shape[-2:], norm="ortho")
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda s, y: torch.fft.irfft2(torch.fft.rfft2(y) * torch.view_as_complex(s.w), s=y.shape[2:]), {}),
+        (lambda s, y: torch.fft.fftn(y, dim=(-2, -1)).abs() + torch.fft.fftshift(y, dim=(2, 3)), {}),
+        (lambda s, y: torch.fft.ifft(torch.fft.fft(y, dim=2), dim=2).real + torch.fft.fftn(y, (6, 6)).imag, {}),
+        (lambda s, y: torch.view_as_real(torch.fft.ifft2(y)).sum(-1), {}),
+        (lambda s, y: torch.polar(y, y).conj().angle(), {}),
+        (_spectral, {"e": 8}),
+    ],
+)
+def test_transforms_of_positions_pass_channels_on(function: Function, expected: dict[str, int]) -> None:
+    members = {"w": nn.Parameter(torch.randn(8, 6, 4, 2)), "e": nn.Conv2d(16, 16, 1)}
+    found = sizes(holds(one(function, **members)))
+    assert {name: found[name] for name in ("a", "b", *expected)} == {"a": 8, "b": 6, **expected}
+
+
+def test_complex_weights_are_read_as_others() -> None:
+    """Modes of a Fourier neural operator (Li et al., 2021)."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        f = torch.fft.rfft2(s.a(x))
+        mixed = torch.einsum("bixy,ioxy->boxy", f, s.modes)
+        return s.end(torch.fft.irfft2(mixed, s=(6, 6)))
+
+    model = Net(forward, modes=nn.Parameter(torch.randn(8, 8, 6, 4, dtype=torch.cfloat)))
+    found = prove(model, images())
+    assert found.proof.max_relative_error < 1e-12
+    assert found.small.get_parameter("modes").shape == (4, 4, 6, 4)
+
+
+@pytest.mark.parametrize("function", [lambda s, y: torch.fft.fft(y, dim=1).real, lambda s, y: torch.fft.fftn(y).real])
+def test_a_transform_of_channels_needs_them_whole(function: Function) -> None:
+    assert "an operator over positions needs them whole" in frozen(holds(one(function)))["a"]

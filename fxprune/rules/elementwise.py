@@ -32,6 +32,7 @@ _UNARY = (
     *("zeros_like", "ones_like", "empty_like", "full_like"),
     *("float", "half", "double", "bfloat16", "int", "long", "bool", "type", "cuda", "cpu"),
     *("acosh", "asinh", "atanh", "deg2rad", "expit", "i0", "rad2deg", "sgn", "signbit", "sinc"),
+    *("angle", "conj", "conj_physical", "resolve_conj", "real", "imag"),
     *("clone", "detach", "requires_grad_", "identity", "fill_", "zero_", "byte"),
 )
 _DROPOUT = (
@@ -42,6 +43,7 @@ _NARY = (
     *("pow", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot", "lerp", "addcmul", "addcdiv", "where", "clamp"),
     *("clip", "clamp_min", "clamp_max", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor"),
     *("rsub", "masked_fill", "copysign", "xlogy", "logaddexp", "logaddexp2", "heaviside", "float_power", "copy_"),
+    *("complex", "polar"),
     *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "isclose", "ldexp", "nextafter"),
 )
 _OPERATORS = (

@@ -39,7 +39,7 @@ def run_method(name: str) -> Callable[..., Any]:
 _PLAIN = (
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "unsqueeze", "t", "flatten", "flip"),
     *("unbind", "pixel_shuffle", "pixel_unshuffle", "rot90", "ravel", "fliplr", "flipud"),
-    *("diagonal", "tril", "triu", "adjoint", "view_as_real", "repeat_interleave"),
+    *("diagonal", "tril", "triu", "adjoint", "repeat_interleave"),
 )
 
 
@@ -62,6 +62,12 @@ def _plain(name: str) -> Callable[..., Any]:
 
 for _name in _PLAIN:
     _plain(_name)
+
+
+@rule(torch.view_as_real)
+def parts(ctx: Reading, input: Labels) -> Any:
+    """Real and imaginary part of every number, side by side in a new last dimension."""
+    return ctx.move(lambda t: t.unsqueeze(-1).expand(*t.shape, 2), input, (), {}, None)
 
 
 @rule("unfold", sizes=True)
@@ -103,8 +109,8 @@ def shuffle_layer(ctx: Reading, module: Any, x: Labels) -> Any:
 
 @rule(getattr, sizes=True)
 def attribute(ctx: Reading, x: Any, name: str) -> Any:
-    """Attributes of a tensor: transposed views are moved, ``data`` is the tensor itself, sizes are read off."""
-    if isinstance(x, Labels) and name == "data":
+    """Attributes of a tensor: transposed views are moved, ``data`` and parts of numbers pass on, sizes are read off."""
+    if isinstance(x, Labels) and name in ("data", "real", "imag"):
         return x
     if isinstance(x, Labels) and name in ("T", "mT", "H", "mH"):
         return ctx.move(lambda t: getattr(t, name), x, (), {}, None)

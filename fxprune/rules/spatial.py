@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__: list[str] = []
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,10 +23,15 @@ _TEXT = "an operator over positions needs them whole"
 
 def _local(ctx: Reading, x: Labels, spatial: int) -> Any:
     """Pass on what varies before the last ``spatial`` dimensions; the result may have several outputs."""
-    first = len(x.full) - spatial
-    for layer in x.on(range(first, len(x.full))):
-        ctx.freeze(layer.tensor, _TEXT)
-    kept = tuple(x.off(range(first, len(x.full))))
+    return _whole(ctx, x, range(-spatial, 0), _TEXT)
+
+
+def _whole(ctx: Reading, x: Labels, dims: Iterable[int], text: str) -> Any:
+    """Pass on what varies along none of the dimensions; they stay whole."""
+    along = [dim % len(x.full) for dim in dims]
+    for layer in x.on(along):
+        ctx.freeze(layer.tensor, text)
+    kept = tuple(x.off(along))
     return map_nested(
         lambda v: Labels(tuple(v.shape), kept, x.why) if isinstance(v, Tensor) else v, ctx.node.meta["val"]
     )
@@ -105,6 +111,45 @@ def unpool_layer(ctx: Reading, module: Any, x: Labels, indices: Labels, output_s
 
 def _unpool(ctx: Reading, x: Labels, indices: Labels, spatial: int) -> Any:
     return _local(ctx, meet(ctx, [x, indices], x.full), spatial)
+
+
+# Frequencies ----------------------------------------------------------------------------------------------------------
+
+_ALONG_ONE = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+
+
+@rule(*(getattr(torch.fft, name) for name in _ALONG_ONE))
+def fourier(ctx: Reading, input: Labels, n: int | None = None, dim: int = -1, norm: str | None = None) -> Any:
+    """A Fourier transform along one dimension, which it needs whole."""
+    return _whole(ctx, input, [dim], _TEXT)
+
+
+@rule(*(getattr(torch.fft, name) for name in ("fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2")))
+def fourier_2d(ctx: Reading, input: Labels, s: Any = None, dim: Any = (-2, -1), norm: str | None = None) -> Any:
+    """A Fourier transform along two dimensions."""
+    return _whole(ctx, input, dim, _TEXT)
+
+
+@rule(*(getattr(torch.fft, name) for name in ("fftn", "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn")))
+def fourier_nd(ctx: Reading, input: Labels, s: Any = None, dim: Any = None, norm: str | None = None) -> Any:
+    """A Fourier transform along several dimensions; all of them unless it is told which, or how many sizes."""
+    rank = len(input.full)
+    return _whole(ctx, input, dim if dim is not None else range(-len(s) if s is not None else -rank, 0), _TEXT)
+
+
+@rule(torch.fft.fftshift, torch.fft.ifftshift)
+def frequencies_shifted(ctx: Reading, input: Labels, dim: Any = None) -> Any:
+    """Frequencies in another order."""
+    dims = range(len(input.full)) if dim is None else dim if isinstance(dim, tuple | list) else [dim]
+    return _whole(ctx, input, dims, _TEXT)
+
+
+@rule(torch.view_as_complex)
+def pairs(ctx: Reading, input: Labels) -> Any:
+    """The last dimension holds real and imaginary parts."""
+    last = len(input.full) - 1
+    found = _whole(ctx, input, [last], _TEXT)
+    return Labels(found.full, tuple(Layer(layer.tensor.squeeze(-1), layer.dims) for layer in found.layers), input.why)
 
 
 # Patches --------------------------------------------------------------------------------------------------------------
@@ -263,10 +308,5 @@ def along(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """What looks along a dimension, one channel after another, needs it whole."""
     counted = getattr(ctx.node.target, "__name__", ctx.node.target) in ("topk", "diff")
     rest = args[1:] if counted else args
-    dim = kwargs.get("dim", rest[0] if rest else -1) % len(input.full)
-    for layer in input.on([dim]):
-        ctx.freeze(layer.tensor, "an operator along channels needs them whole")
-    kept = tuple(input.off([dim]))
-    return map_nested(
-        lambda v: Labels(tuple(v.shape), kept, input.why) if isinstance(v, Tensor) else v, ctx.node.meta["val"]
-    )
+    dim = kwargs.get("dim", rest[0] if rest else -1)
+    return _whole(ctx, input, [dim], "an operator along channels needs them whole")
