@@ -46,7 +46,7 @@ def fitted_layer(
     if record.layer is None:
         return origin
     if record.renamed is not None:
-        labels = record.renamed(labels, counting=True)
+        labels = record.renamed.survivors(alive, labels, counting=True)
     if len(origin.dims) > 1 and not _rectangular(labels.reshape(tensor.shape), record.layer, scratch):
         return None
     return Layer(torch.from_numpy(labels).reshape(tensor.shape), origin.dims)

@@ -219,12 +219,23 @@ class Lookup:
         result[found] = self.values[self._order[position[found]]]
         return result
 
+    def survivors(self, alive: NDArray[np.bool_], labels: IntArray, counting: bool = False) -> IntArray:
+        """Look labels up that may be those of the table that are alive, in their order, which is seen at a glance."""
+        left = alive[self.columns[0]]
+        if same(labels.reshape(-1), self.columns[0][left]):
+            return self.values[left]
+        return self(labels, counting=counting)
+
     def has(self, *columns: Any) -> bool:
         """Whether every tuple stands in the table."""
         flat = [np.asarray(c).reshape(-1) for c in columns]
         if any((c >= self._base).any() for c in flat):
             return False
-        return bool(np.isin(self._key(flat), self._keys).all())
+        key = self._key(flat)
+        found = (
+            self._keys[np.searchsorted(self._keys, key).clip(max=len(self._keys) - 1)] if len(self._keys) else key + 1
+        )
+        return bool((found == key).all())
 
 
 def _occurrence(key: IntArray) -> IntArray:

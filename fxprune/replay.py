@@ -190,12 +190,14 @@ class Replay(Reading):
             raise self._conflict(
                 torch.cat([a.reshape(-1), b.reshape(-1)]), "different numbers of channels meet"
             ) from None
-        met = tuple(column[self.alive[column]] for column in record.columns)
-        here = (numbers(left), numbers(right))
-        # Almost always the survivors meet in the order that they had.
-        in_order = all(same(a, b) for a, b in zip(here, met, strict=True))
-        if not in_order and not record.has(*here):
+        if not self._known(record, numbers(left), numbers(right)):
             raise self._conflict(torch.cat([left.reshape(-1), right.reshape(-1)]), "channels do not line up")
+
+    def _known(self, record: Lookup, *columns: IntArray) -> bool:
+        """Whether all tuples stand in a table; almost always they are its survivors, in their order."""
+        left = self.alive[record.columns[-1]]
+        met = (column[left] for column in record.columns)
+        return all(same(a, b) for a, b in zip(columns, met, strict=True)) or record.has(*columns)
 
     def freeze(self, labels: Tensor, text: str) -> None:
         """Frozen labels are alive by construction."""
@@ -218,7 +220,7 @@ class Replay(Reading):
         except RuntimeError:
             raise self._conflict(child.tensor, "different numbers of channels meet") from None
         lines = lines_of(child.tensor, dims)
-        if not record.has(np.repeat(owners, lines.shape[1]), lines.reshape(-1)):
+        if not self._known(record, np.repeat(owners, lines.shape[1]), lines.reshape(-1)):
             raise self._conflict(child.tensor, "channels do not line up")
 
     def outer(self, layer: Layer, dims: Sequence[int]) -> Layer | None:
@@ -229,7 +231,7 @@ class Replay(Reading):
             return None
         record: Lookup = self._next()
         lines = lines_of(layer.tensor, dims)
-        owners = record(lines.reshape(-1)).reshape(lines.shape)
+        owners = record.survivors(self.alive, lines.reshape(-1)).reshape(lines.shape)
         if (owners < 0).any() or (owners != owners[:, :1]).any():
             raise self._conflict(layer.tensor, "channels of different lines are summed")
         shape = [1 if d in dims else s for d, s in enumerate(layer.tensor.shape)]
