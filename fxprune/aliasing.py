@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["copied", "shares", "writes", "written_later"]
+__all__ = ["CONSTANTS", "copied", "shares", "writes", "written_later"]
 
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +14,9 @@ from fxprune.arguments import argument
 from fxprune.nested import leaves
 from fxprune.proxies import WRITERS
 from fxprune.rules.table import rule_for
+
+CONSTANTS = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+"""Functions and methods that make a tensor of equal elements, by name."""
 
 _SAME = frozenset(
     (
@@ -97,6 +100,8 @@ def shares(node: fx.Node, module: Callable[[str], nn.Module]) -> bool:
         return rule is None or rule.sizes or isinstance(layer, _SAME_LAYERS)
     rule = rule_for(node.target)
     name = str(getattr(node.target, "__name__", node.target))
+    if name in CONSTANTS:
+        return False
     return not _new(name) if rule is None else rule.sizes or name in _SAME
 
 

@@ -15,11 +15,24 @@ from torch import Tensor, fx
 from fxprune.labels import IntArray, Reason
 from fxprune.recorder import Recorder
 from fxprune.records import Cover, Freeze, Rect, Tie, numbers
-from fxprune.rules import attention, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial
+from fxprune.rules import (
+    attention,
+    constants,
+    elementwise,
+    indexing,
+    layers,
+    movement,
+    normalisation,
+    pieces,
+    regions,
+    spatial,
+)
 from fxprune.structure import Refinement, Structure
 from fxprune.vocabulary import Axis
 
-RULE_MODULES = (attention, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial)
+RULE_MODULES = (
+    *(attention, constants, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial),
+)
 """The modules whose import fills the table of rules."""
 
 _HASHES = 0x5EED

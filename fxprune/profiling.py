@@ -33,7 +33,7 @@ from fxprune.training import evaluation_mode
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _FEWEST_RUNS = 5
 _UNKNOWN = re.compile(r'No handlers found: "(.*)"')
-_PASSING = tuple(f"fxprune.rules.{name}" for name in ("elementwise", "movement", "pieces", "indexing"))
+_PASSING = tuple(f"fxprune.rules.{name}" for name in ("constants", "elementwise", "movement", "pieces", "indexing"))
 
 
 @dataclass(frozen=True)

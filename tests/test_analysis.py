@@ -147,7 +147,6 @@ def test_who_makes_follows_and_reads(
     ("name", "layer", "reason"),
     [
         ("tied_autoencoder", "encode#2", "the network's input has a fixed number of channels"),
-        ("spectral", "conv2.0", "operator fft_fft2 has no rule"),
         ("spatial_attention", "gate", "it is the only channel"),
         ("vgg", "classifier", "it is an output of the network"),
     ],

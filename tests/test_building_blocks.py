@@ -257,9 +257,6 @@ def old_style(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
 @pytest.mark.parametrize(
     ("function", "members"),
     [
-        (lambda s, y: torch.fft.ifft2(torch.fft.fft2(y)).real, {}),
-        (lambda s, y: torch.view_as_real(torch.complex(y, y) * 2)[..., 0], {}),
-        (lambda s, y: torch.polar(y.abs(), y).abs(), {}),
         (lambda s, y: s.m(y.flatten(2).mT)[0].mT.unflatten(2, (6, 6)), {"m": nn.LSTM(8, 8, batch_first=True)}),
         (lambda s, y: s.m(y.flatten(2).mT)[0].mT.unflatten(2, (6, 6)), {"m": nn.GRU(8, 8, batch_first=True)}),
         (lambda s, y: s.m(y.mean((2, 3)))[:, :, None, None] + y, {"m": nn.GRUCell(8, 8)}),

@@ -241,6 +241,7 @@ def _spectral(s: Any, y: Tensor) -> Tensor:
         (lambda s, y: torch.fft.ifft(torch.fft.fft(y, dim=2), dim=2).real + torch.fft.fftn(y, (6, 6)).imag, {}),
         (lambda s, y: torch.view_as_real(torch.fft.ifft2(y)).sum(-1), {}),
         (lambda s, y: torch.polar(y, y).conj().angle(), {}),
+        (lambda s, y: torch.view_as_real(torch.complex(y, y) * 2)[..., 0], {}),
         (_spectral, {"e": 8}),
     ],
 )

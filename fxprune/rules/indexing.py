@@ -265,7 +265,7 @@ def select(ctx: Reading, input: Labels, dim: int, index: int) -> Any:
     return ctx.move(lambda t, *a: t.select(*a), input, (dim, index), {}, spell)
 
 
-@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+@rule("new_tensor")
 def factory(ctx: Reading, *args: Any, **kwargs: Any) -> Labels:
     """A new tensor takes the type and the place of another, not its channels."""
     made: Labels = ctx.unlabelled(ctx.node.meta["val"], ctx.reason("its size is set by the model's code"))
