@@ -24,6 +24,7 @@ from fxprune.rules import (
     movement,
     normalisation,
     pieces,
+    recurrent,
     regions,
     spatial,
 )
@@ -31,7 +32,8 @@ from fxprune.structure import Refinement, Structure
 from fxprune.vocabulary import Axis
 
 RULE_MODULES = (
-    *(attention, constants, elementwise, indexing, layers, movement, normalisation, pieces, regions, spatial),
+    *(attention, constants, elementwise, indexing, layers, movement, normalisation, pieces, recurrent, regions),
+    spatial,
 )
 """The modules whose import fills the table of rules."""
 

@@ -135,14 +135,14 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progres
         try:
             # A plan of dead channels is to change nothing, so nothing is zeroed.
             reference = _Zeroing(original, plan, bar) if plan.constants is None else _Double(original, bar)
-            with _same_numbers(original):
+            with _alike(original):
                 before = reference.run(*copy.deepcopy(values))
         except FxpruneError:
             raise
         except FAILURES as error:
             raise TraceError(f"{name} failed on the example inputs: {type(error).__name__}: {error}") from error
         try:
-            with _same_numbers(original):
+            with _alike(original):
                 after = _Double(pruned, bar).run(*copy.deepcopy(values))
         except FAILURES as error:
             raise InternalError(
@@ -152,12 +152,17 @@ def verify(model: nn.Module, plan: ChannelPlan, example_inputs: Example, progres
 
 
 @contextmanager
-def _same_numbers(network: nn.Module) -> Iterator[None]:
-    """Whatever is drawn at random is the same each time."""
+def _alike(network: nn.Module) -> Iterator[None]:
+    """Whatever is drawn at random is the same each time, and new tensors are of float64 as well."""
     devices = {tensor.device for tensor in network.parameters() if tensor.is_cuda}
+    kind = torch.get_default_dtype()
     with torch.random.fork_rng(list(devices)):
         torch.manual_seed(0)
-        yield
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(kind)
 
 
 def _check_values(model: nn.Module) -> None:

@@ -207,3 +207,31 @@ def gathering(g: Grower) -> None:
     best = _order(g, x, f"({x} * {x}).mean(1, keepdim=True)", dim)  # the mean of a softmax would be rounding alone
     own = _order(g, x, x, dim)
     g.put(f"{x}.gather({dim}, {g.pick((f'{best}.expand_as({x})', f'{best}.expand({x}.shape)', own))})")
+
+
+@step()
+def blur(g: Grower) -> None:
+    """A depthwise convolution whose weight is computed."""
+    x = g.take(4)
+    count, channels = g.size(x, 1), g.shape(x)[1]
+    one, all_ = g.parameter(1, 1, 3, 3), g.parameter(channels, 1, 3, 3)
+    kernels = (f"{one}.repeat({count}, 1, 1, 1)", f"{one}.expand({count}, -1, -1, -1)", f"{all_} * 0.5")
+    kernels += (
+        f"torch.ones({count}, 1, 3, 3) / 9",
+        f"{x}.new_full(({count}, 1, 3, 3), 0.1)",
+        f"{one}.flip(2) * {all_}",
+    )
+    g.put(f"F.conv2d({x}, {g.pick(kernels)}, padding=1, groups={g.pick((count, f'{x}.shape[1]'))})")
+
+
+@step()
+def recurrence(g: Grower) -> None:
+    """A state that starts from a constant, and a layer that is used at every step."""
+    x = g.take(4)
+    channels, width = g.shape(x)[1], g.pick((4, 6))
+    state = g.put(f"torch.zeros({g.size(x, 0)}, {width}, {g.size(x, 2)}, {g.size(x, 3)})")
+    gates = g.layer(f"nn.Conv2d({channels + width}, {2 * width}, 3, padding=1)", True)
+    for _ in range(2):
+        both = g.put(f"{gates}(torch.cat([{x}, {state}], 1))")
+        keep, new = f"{both}[:, :{width}].sigmoid()", f"{both}[:, {width}:].tanh()"
+        state = g.put(g.pick((f"{keep} * {state} + (1 - {keep}) * {new}", f"torch.lerp({state}, {new}, {keep})")))

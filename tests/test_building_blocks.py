@@ -257,9 +257,6 @@ def old_style(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
 @pytest.mark.parametrize(
     ("function", "members"),
     [
-        (lambda s, y: s.m(y.flatten(2).mT)[0].mT.unflatten(2, (6, 6)), {"m": nn.LSTM(8, 8, batch_first=True)}),
-        (lambda s, y: s.m(y.flatten(2).mT)[0].mT.unflatten(2, (6, 6)), {"m": nn.GRU(8, 8, batch_first=True)}),
-        (lambda s, y: s.m(y.mean((2, 3)))[:, :, None, None] + y, {"m": nn.GRUCell(8, 8)}),
         (lambda s, y: s.m(y), {"m": nn.utils.parametrizations.weight_norm(C(8, 8, 1))}),
         (lambda s, y: s.m(y), {"m": nn.utils.parametrizations.spectral_norm(C(8, 8, 1))}),
         (lambda s, y: s.m(y), {"m": old_style(nn.utils.weight_norm)}),

@@ -377,3 +377,30 @@ def test_a_layer_that_slides_past_channels_needs_them_whole(layer: nn.Module) ->
 def test_a_deformable_convolution_holds_its_offsets_alone(layer: nn.Module, prunable: dict[str, int]) -> None:
     deps = holds(Net(lambda s, x: s.end(s.m(s.a(x), s.o(x))), m=layer, o=nn.Conv2d(3, 18, 3), b=nn.Conv2d(8, 6, 1)))
     assert sizes(deps) == prunable
+
+
+BLURS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "made": lambda s, y: torch.ones(y.shape[1], 1, 3, 3),
+    "made of its type": lambda s, y: y.new_ones(8, 1, 3, 3),
+    "repeated": lambda s, y: s.f.repeat(y.shape[1], 1, 1, 1),
+    "expanded": lambda s, y: s.f.expand(8, -1, -1, -1),
+    "flat": lambda s, y: s.flat[None, None].repeat([y.shape[1], 1, 1, 1]).flip(2),
+    "standardised": lambda s, y: s.w - s.w.mean((1, 2, 3), keepdim=True),
+    "twice as many": lambda s, y: torch.cat([s.w, s.w]) * 2,
+}
+
+
+@pytest.mark.parametrize("name", BLURS)
+def test_a_depthwise_convolution_whose_weight_is_computed(name: str) -> None:
+    """As of a blur before every step down (Zhang, 2019, arXiv:1904.11486)."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        return s.end(F.conv2d(y, BLURS[name](s, y), padding=1, groups=y.shape[1])[:, :8])
+
+    members = {"f": torch.rand(1, 1, 3, 3), "flat": torch.rand(3, 3), "w": nn.Parameter(torch.randn(8, 1, 3, 3))}
+    found = prove(Net(forward, **members), images())
+    widths = {n: size for n, size in sizes(found.deps).items() if n in "ab"}
+    assert widths == {"a": 4 if name == "twice as many" else 8, "b": 6}
+    assert found.small(images(3, height=10)).shape == (3, 5)
+    assert found.proof.max_relative_error < 1e-12

@@ -538,3 +538,10 @@ def test_a_random_number_for_each_channel_is_another_one_with_fewer(
     proof = verify(model, plan, image)
     assert not proof.exact
     assert proof.inexact == [node]
+
+
+def test_tensors_that_the_network_makes_are_of_float64_as_well() -> None:
+    """A convolution does not take two types, nor does a recurrent layer."""
+    model, plan, image = _between(lambda y: F.conv2d(y, torch.ones(y.shape[1], 1, 1, 1), groups=y.shape[1]))
+    assert verify(model, plan, image).max_relative_error < 1e-12
+    assert torch.get_default_dtype() is torch.float32

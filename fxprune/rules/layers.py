@@ -68,7 +68,7 @@ def _convolve(
     if weight.parameter is None:
         if transposed:
             raise Declined("a transposed convolution with a computed weight has no rule")
-        out = _computed(ctx, line, weight, groups)
+        out = _computed(ctx, line, weight, groups, inputs)
     elif groups > 1 and groups == inputs and (outputs == inputs or not transposed):
         # The weight of a depthwise layer has its channels on dimension 0, transposed or not.
         multiplier = outputs // groups
@@ -107,11 +107,15 @@ def _beside(ctx: Reading, x: Labels, channel: int, stride: Any) -> list[int]:
     return found
 
 
-def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int) -> Tensor:
+def _computed(ctx: Reading, line: Tensor, weight: Labels, groups: int, inputs: int) -> Tensor:
     """A weight that the graph computes: its rows are the outputs, its columns meet the inputs of every group."""
     for layer in weight.off([0, 1]):
         ctx.freeze(layer.tensor, "it is part of a kernel")
-    out, columns = axis(ctx, weight, 0), axis(ctx, weight, 1)
+    out = axis(ctx, weight, 0)
+    if groups > 1 and groups == inputs:  # of a depthwise layer the outputs of a group go with its input
+        ctx.tie(line[:, None].expand(-1, weight.full[0] // groups), out.reshape(len(line), -1))
+        return out
+    columns = axis(ctx, weight, 1)
     ctx.tie(line.reshape(groups, -1), columns[None])
     ctx.weigh(columns, "consumer")
     ctx.weigh(out, "producer")

@@ -75,10 +75,13 @@ def _spread(ctx: Reading, x: Labels, given: Any, full: Shape) -> Labels | None:
         given: The sizes, or numbers of copies, that the call names, one for each dimension of the result.
         full: Shape of the result in the original network.
     """
-    new = [dim for dim in range(1, len(full)) if len(full) == len(x.full) and x.full[dim] != full[dim]]
-    if x.layers or len(new) != 1 or x.full[new[0]] != 1 or len(given) != len(full):
+    new = [dim for dim in range(len(full)) if len(full) == len(x.full) and x.full[dim] != full[dim]]
+    if len(new) != 1 or x.full[new[0]] != 1 or len(given) != len(full):
         return None
     (dim,) = new
+    kernel = dim == 0 and len(full) > 3 and x.full[1] == 1  # one for each channel of a depthwise convolution
+    if not kernel and (dim == 0 or x.layers):
+        return None
     copies = ctx.filler(full[dim])
     if given[dim] != len(copies):
         written = ctx.node.args[1]
@@ -90,7 +93,7 @@ def _spread(ctx: Reading, x: Labels, given: Any, full: Shape) -> Labels | None:
             raise Declined("the numbers of copies are computed")
         else:  # a shape that the graph reads off: all other sizes are those of the value
             ctx.argument(1, "", tuple(len(copies) if d == dim else -1 for d in range(len(full))), written)
-    return Labels(full, (place(copies, dim, len(full)),), x.why)
+    return Labels(full, (place(copies, dim, len(full)), *x.layers), x.why)
 
 
 @rule("expand", sizes=True)
