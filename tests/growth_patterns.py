@@ -217,7 +217,7 @@ def blur(g: Grower) -> None:
     one, all_ = g.parameter(1, 1, 3, 3), g.parameter(channels, 1, 3, 3)
     kernels = (f"{one}.repeat({count}, 1, 1, 1)", f"{one}.expand({count}, -1, -1, -1)", f"{all_} * 0.5")
     kernels += (
-        f"torch.ones({count}, 1, 3, 3) / 9",
+        f"torch.ones({count}, 1, 3, 3, dtype={x}.dtype) / 9",
         f"{x}.new_full(({count}, 1, 3, 3), 0.1)",
         f"{one}.flip(2) * {all_}",
     )
@@ -229,7 +229,8 @@ def recurrence(g: Grower) -> None:
     """A state that starts from a constant, and a layer that is used at every step."""
     x = g.take(4)
     channels, width = g.shape(x)[1], g.pick((4, 6))
-    state = g.put(f"torch.zeros({g.size(x, 0)}, {width}, {g.size(x, 2)}, {g.size(x, 3)})")
+    sizes = f"{g.size(x, 0)}, {width}, {g.size(x, 2)}, {g.size(x, 3)}"
+    state = g.put(f"torch.zeros({sizes}, dtype={x}.dtype)")
     gates = g.layer(f"nn.Conv2d({channels + width}, {2 * width}, 3, padding=1)", True)
     for _ in range(2):
         both = g.put(f"{gates}(torch.cat([{x}, {state}], 1))")

@@ -365,20 +365,22 @@ def test_a_layer_norm_follows_the_channels_that_it_scales(name: str, layer: str)
 
 
 def test_a_layer_without_a_rule_can_be_explained() -> None:
-    class Recurrent(nn.Module):
+    class Distances(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 8, 1)
-            self.gru = nn.GRU(8, 4, batch_first=True)
+            self.distance = nn.PairwiseDistance()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.gru(self.conv(x).flatten(2).transpose(1, 2))[0]
+            x = self.conv(x).flatten(2).transpose(1, 2)
+            out: Tensor = self.distance(x, x.flip(1))
+            return out
 
-    deps = DependencyGraph.from_model(Recurrent(), IMAGE)
-    assert "layer gru (GRU) has no rule" in deps.explain("gru")
-    assert "layer gru (GRU) has no rule" in deps.explain("conv")
-    assert deps.group_of("gru") == ()
-    assert "gru" not in deps.layers
+    deps = DependencyGraph.from_model(Distances(), IMAGE)
+    assert "layer distance (PairwiseDistance) has no rule" in deps.explain("distance")
+    assert "layer distance (PairwiseDistance) has no rule" in deps.explain("conv")
+    assert deps.group_of("distance") == ()
+    assert "distance" not in deps.layers
 
 
 def test_outputs_that_have_nothing_in_common_are_no_peers() -> None:
