@@ -47,6 +47,9 @@ _FUNCTIONS = frozenset((FunctionType, BuiltinFunctionType, MethodDescriptorType,
 
 def numpy_function(name: str, *numbers: Any, **options: Any) -> Any:
     """A function of numpy's on sizes, by its name: numpy's own do not say before version 2 where they are from."""
+    proxy = next((number for number in numbers if isinstance(number, fx.Proxy)), None)
+    if proxy is not None:  # the graph's own code is traced
+        return proxy.tracer.create_proxy("call_function", numpy_function, (name, *numbers), options)
     return getattr(np, name)(*numbers, **options)
 
 

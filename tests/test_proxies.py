@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,10 @@ def test_numpys_functions_of_sizes_stay_symbolic(function: Callable[[Any], Any])
     model = Net(lambda s, x: function(s.a(x))).eval()
     gm = trace(model, images())
     with torch.no_grad():
-        for size in (8, 11):
-            inputs = torch.randn(3, 3, size, size + 2)
-            assert same(gm(inputs), model(inputs))
+        for graph in (gm, pickle.loads(pickle.dumps(gm))):
+            for size in (8, 11):
+                inputs = torch.randn(3, 3, size, size + 2)
+                assert same(graph(inputs), model(inputs))
 
 
 def test_what_numpy_computes_of_a_tensor_cannot_be_traced() -> None:
@@ -122,5 +124,6 @@ def test_a_write_stays_a_write_in_the_graph() -> None:
     model = Net(forward).eval()
     gm = trace(model, images())
     with torch.no_grad():
-        for inputs in (images(), images(5, height=9)):
-            assert same(gm(inputs), model(inputs))
+        for graph in (gm, pickle.loads(pickle.dumps(gm))):
+            for inputs in (images(), images(5, height=9)):
+                assert same(graph(inputs), model(inputs))
