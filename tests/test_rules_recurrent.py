@@ -55,7 +55,7 @@ def _steps(s: Any, y: Tensor) -> Tensor:
         (nn.GRUCell(48, 4), _steps),
         (nn.RNNCell(48, 4), _steps),
     ],
-    ids=str,
+    ids=lambda v: str(v) if isinstance(v, nn.Module) else getattr(v, "__name__", "").strip("<_>"),
 )
 def test_what_a_recurrent_layer_reads_can_go(layer: nn.Module, read: Any) -> None:
     found = prove(_net(copy.deepcopy(layer), read, 4), images())
