@@ -23,7 +23,7 @@ _SAME = frozenset(
         *("contiguous", "to", "type", "type_as", "float", "half", "double", "bfloat16", "detach", "cpu", "cuda"),
         *("requires_grad_", "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"),
         *("feature_alpha_dropout", "feature_dropout", "nan_to_num", "positive", "pad", "interpolate", "expand_as"),
-        *("as_tensor", "asarray"),
+        *("as_tensor", "asarray", "real", "imag", "conj", "resolve_conj", "view_as_real", "view_as_complex"),
     )
 )
 _SAME_LAYERS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

@@ -17,6 +17,7 @@ from fxprune.capture import FAILURES, Example, bind_example
 from fxprune.criteria import Criterion
 from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentTypeError, TraceError, UnknownNameError, nearest_names
+from fxprune.nested import map_nested
 from fxprune.planning import plan_channels
 from fxprune.ratios import Ratio
 from fxprune.sensitivity import Sensitivity
@@ -104,9 +105,8 @@ def _part(model: nn.Module, example_inputs: Example, name: str) -> tuple[nn.Modu
         with torch.no_grad():
             model(*example.args, **example.kwargs)
     except _Reached:
-        arguments = caught[0].arguments
-        arguments.update((k, v.detach()) for k, v in arguments.items() if isinstance(v, Tensor))
-        return part, caught[0]
+        detached = map_nested(lambda v: v.detach() if isinstance(v, Tensor) else v, caught[0].arguments)
+        return part, inspect.BoundArguments(caught[0].signature, detached)
     except FAILURES as error:
         raise TraceError(
             f"{type(model).__name__} failed on the example inputs before it reached '{name}': "

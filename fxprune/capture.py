@@ -202,6 +202,8 @@ def _assemble(model: nn.Module, tracer: Ladder, graph: fx.Graph) -> fx.GraphModu
                 check.args = (length, *check.args[1:])
     root: dict[str, Any] = {}
     for node in graph.nodes:
+        if isinstance(node.type, str):  # an annotation that nobody evaluated, which early torch cannot pickle
+            node.type = None
         if node.op == "output":
             node.meta["val"] = fx.node.map_arg(node.args[0], value_of)
         if node.op == "call_module":

@@ -186,8 +186,8 @@ class _Counter(TorchFunctionMode):
         """Run a function, and count it."""
         result = func(*args, **(kwargs or {}))
         formula = _FORMULAS.get(func)
-        if formula is not None and isinstance(result, Tensor):
-            self._alive.append(result)
+        if formula is not None:
+            self._alive += [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
             formula(self, result, *args, **(kwargs or {}))
         return result
 
@@ -199,7 +199,7 @@ def _pairs(value: Any, labels: Any) -> list[tuple[Tensor, Labels]]:
     return [(a, b) for a, b in zip(tensors, found, strict=True) if isinstance(a, Tensor) and isinstance(b, Labels)]
 
 
-# The formulas of torchprofile 0.0.4 (Zhijian Liu; handlers.py), in dimensions. ---------------------------------------
+# The formulas of torchprofile 0.1.0 (Zhijian Liu; handlers.py), in dimensions. ---------------------------------------
 
 
 def _elements(counter: _Counter, result: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -276,6 +276,16 @@ def _einsum(counter: _Counter, result: Tensor, equation: str, *operands: Any) ->
     counter.count(1, tuple(letters.values()))
 
 
+def _lstm(counter: _Counter, result: Any, x: Tensor, states: Any, weights: Any, *args: Any, **kwargs: Any) -> None:
+    """Four gates of each layer and direction, which read the features and the hidden units at every step."""
+    hidden, layers = result[1].shape[-1], args[1]
+    directions = result[0].shape[-1] // hidden
+    steps, features = counter.dims(x)[:-1], counter.dims(weights[0])[1:]
+    within = hidden * layers + (layers - 1) * directions * hidden  # what no feature of the input is read for
+    counter.count(4 * hidden * directions, steps, features)
+    counter.count(4 * hidden * directions * within, steps)
+
+
 _FORMULAS: dict[Any, Callable[..., None]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _convolution),
@@ -297,5 +307,6 @@ _FORMULAS: dict[Any, Callable[..., None]] = {
     F.grid_sample: _grid_sample,
     F.scaled_dot_product_attention: _attention,
     torch.einsum: _einsum,
+    torch.lstm: _lstm,
 }
 """By what a :class:`torch.overrides.TorchFunctionMode` sees."""

@@ -164,15 +164,16 @@ class ValueProxy(WritingProxy):
 
     def __array_ufunc__(self, function: np.ufunc, method: str, *numbers: Any, **options: Any) -> Any:
         """``np.ceil(height / 7)``, ``np.prod(x.shape)`` and ``np.float64(2) * x``; numpy would ask for arrays first."""
+        values = [n.value if isinstance(n, ValueProxy) else n for n in numbers]
+        shapes = [isinstance(value, Sized) and not isinstance(value, Tensor) for value in values]
+        if any(shapes):
+            one_by_one = [list(n) if shape else n for n, shape in zip(numbers, shapes, strict=True)]
+            return getattr(function, method)(*one_by_one, **options)
         plain = _OPERATORS.get(function) if method == "__call__" and not options else None
         if plain is not None:
             return plain(*[n.item() if isinstance(n, np.generic) else n for n in numbers])
-        values = [n.value if isinstance(n, ValueProxy) else n for n in numbers]
         if any(isinstance(value, Tensor) for value in values):
             raise TraceError(f"numpy's {function.__name__} is called with the values of a tensor")
-        if any(isinstance(value, Sized) for value in values):
-            one_by_one = [list(n) if isinstance(v, Sized) else n for n, v in zip(numbers, values, strict=True)]
-            return getattr(function, method)(*one_by_one, **options)
         return self.tracer.create_proxy("call_function", numpy_function, (function.__name__, *numbers), options)
 
     def __round__(self, digits: int | None = None) -> Any:

@@ -157,7 +157,10 @@ def _alike(network: nn.Module) -> Iterator[None]:
     devices = {tensor.device for tensor in network.parameters() if tensor.is_cuda}
     kind = torch.get_default_dtype()
     with torch.random.fork_rng(list(devices)):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all other devices, too
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
         torch.set_default_dtype(torch.float64)
         try:
             yield

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, holds, images
-from torch import nn
+from networks import Net, holds, images, same
+from torch import Tensor, nn
 
 from fxprune.aliasing import written_later
 from fxprune.capture import trace
@@ -81,3 +81,18 @@ def test_a_list_of_indices_stays_a_copy() -> None:
         return s.end(F.relu(y))
 
     holds(Net(forward))
+
+
+@pytest.mark.parametrize("function", [torch.real, torch.view_as_real, lambda y: y.imag, torch.conj])
+def test_parts_of_complex_numbers_are_views(function: Callable[[Tensor], Tensor]) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = torch.complex(s.a(x), s.a(x))
+        part = function(y)
+        part.mul_(2)
+        return s.end(y.abs())
+
+    model = Net(forward)
+    gm = trace(model, images())
+    (made,) = (n for n in gm.graph.nodes if n.name == "complex_1")
+    assert written_later(made, gm.get_submodule)
+    assert same(gm(images()), model(images()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,30 @@ def test_costs_are_those_of_the_pruned_network(name: str) -> None:
         assert abs(costs.macs(kept) - small.macs) <= 2, (ratio, costs.macs(kept), small.macs)
         assert costs.parameters(kept) == small.parameters
         assert costs.size_bytes(kept) == small.size_bytes
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "num_layers": 2, "batch_first": True}, {"bias": False}], ids=str
+)
+@pytest.mark.parametrize("batched", [True, False])
+def test_costs_of_recurrent_layers(options: dict[str, Any], batched: bool) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lstm = nn.Conv2d(3, 8, 3), nn.LSTM(48, 5, **options)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x).permute(3, 0, 1, 2).flatten(2)
+            out: Tensor = self.lstm(x if batched else x[:, 0])[0]
+            return out
+
+    model, inputs = Reads().eval(), torch.rand(2, 3, 8, 9)
+    deps = fxprune.DependencyGraph.from_model(model, inputs)
+    costs, plan = Costs.of(deps), fxprune.plan_channels(deps, 0.5)
+    assert not costs.uncounted
+    assert costs.macs() == _profile(model, inputs).macs
+    assert costs.macs(plan.kept) == _profile(plan.apply(model), inputs).macs
+    assert costs.parameters(plan.kept) == _profile(plan.apply(model), inputs).parameters
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from fxprune.errors import TraceError
         lambda y: y.flatten(2)[..., : int(np.prod(y.shape[2:])) // 2],
         lambda y: y.flatten(2)[..., : np.prod([y.shape[2], y.shape[3]]) - 1],
         lambda y: y * float(np.sqrt(y.shape[2] * y.shape[3])),
+        lambda y: F.interpolate(y, size=[int(n) for n in np.multiply(2, y.shape[2:])]),
         lambda y: y * (np.float64(2) / y.shape[2]) + np.int64(3) * y.shape[3],
         lambda y: np.float64(0.5) * y + y * np.float32(2) - np.float64(1),
         lambda y: F.interpolate(y, size=(int(np.maximum(y.shape[2], 3)), int(np.log2(8)))),

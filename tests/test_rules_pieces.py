@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, frozen, holds, prove, sizes
+from networks import Net, frozen, holds, images, prove, sizes
 from torch import Tensor, nn
 
 Function = Callable[[Any, Any], Any]
@@ -257,3 +257,17 @@ def test_tensors_are_put_together_along_any_dimension(function: Function, channe
     deps = holds(moved(function, channels, c=nn.Conv2d(8, 8, 1), w=P(torch.zeros(2, 1))))
     assert {"a", "b"} <= set(sizes(deps))
     assert not {"a", "c"} & set(frozen(deps))
+
+
+@pytest.mark.parametrize("sizes", [lambda y: (y.shape[0], 1, 3, 8), lambda y: (y.shape[0], -1, -1, -1)])
+def test_tokens_that_are_spread_over_a_batch_follow_their_channels(sizes: Callable[[Tensor], tuple[int, ...]]) -> None:
+    """Only one position is spread, and still the call may name the channels."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x).flatten(2).transpose(1, 2)[:, None]
+        return s.out(torch.cat([s.tokens.expand(*sizes(y)), y], 2))
+
+    members = {"tokens": nn.Parameter(torch.randn(1, 1, 3, 8)), "out": nn.Linear(8, 5), "b": None, "h": None}
+    found = prove(Net(forward, **members), images())
+    assert found.small(images(5)).shape == (5, 1, 39, 5)
+    assert found.proof.max_relative_error < 1e-12

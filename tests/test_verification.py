@@ -527,6 +527,7 @@ def test_numbers_drawn_at_random_are_the_same_for_both(function: Callable[[Tenso
         (lambda y: torch.bernoulli(y.sigmoid()), "bernoulli"),
         (lambda y: y * torch.empty_like(y).uniform_(), "uniform_"),
         (F.dropout, "dropout"),
+        (lambda y: torch.empty_like(y).bernoulli_(y.sigmoid()) + y, "bernoulli_"),
         (lambda y: F.dropout2d(y, 0.3, training=True), "dropout2d"),
         (lambda y: torch.dropout(y, 0.3, True), "dropout"),
     ],

@@ -107,7 +107,7 @@ def module(ctx: Reading, module: nn.Module, x: Labels) -> Labels:
 def drawn(ctx: Reading, input: Labels, *args: Any, **kwargs: Any) -> Any:
     """A random number for each element: with fewer of them each gets another."""
     ctx.inexact(input.layers, range(len(input.full)), "random numbers for every channel")
-    return meet_all(ctx, (input,), {})
+    return meet_all(ctx, (input, *args), kwargs)
 
 
 @rule(*_spellings(_DROPOUT))

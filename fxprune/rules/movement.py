@@ -6,19 +6,21 @@ are left; the reading takes the first that does to the kept channels what the or
 
 from __future__ import annotations
 
-__all__ = ["Shape", "Speller", "run_method", "spell_view"]
+__all__ = ["Shape", "Speller", "run_method", "spell_view", "write_sizes"]
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fxprune.evaluation import value_of
 from fxprune.labels import Labels
 from fxprune.reading import Reading
 from fxprune.rules.algebra import axis, meet
 from fxprune.rules.table import rule
+from fxprune.spelling import merge
 from fxprune.vocabulary import Call, Declined
 
 Shape = tuple[int, ...]
@@ -121,6 +123,24 @@ def attribute(ctx: Reading, x: Any, name: str) -> Any:
 
 
 # Views ----------------------------------------------------------------------------------------------------------------
+
+
+def write_sizes(ctx: Reading, first: int, given: Sequence[int], wanted: Sequence[int]) -> None:
+    """Write out those sizes of a call that are not what they must be; all others stay as the graph computes them.
+
+    Args:
+        ctx: The reading.
+        first: Which argument is the first size, or a sequence of all.
+        given: What the call says.
+        wanted: What it must say.
+    """
+    raw = ctx.node.args[first:]
+    written = list(given) != list(wanted)
+    if isinstance(fx.node.map_arg(raw[0], value_of) if raw else None, tuple | list):
+        ctx.argument(first, "size", merge(raw[0], tuple(given), tuple(wanted)) if written else given, given)
+        return
+    for i, (old, new) in enumerate(zip(given, wanted, strict=True)):
+        ctx.argument(first + i, "size", merge(raw[i], old, new) if old != new else old, old)
 
 
 def spell_view(ctx: Reading) -> Speller:

@@ -16,7 +16,7 @@ from fxprune.labels import Labels, Layer
 from fxprune.reading import Reading
 from fxprune.rules.algebra import join, meet, place
 from fxprune.rules.algebra import pad as pad_labels
-from fxprune.rules.movement import Shape, run_method, spell_view
+from fxprune.rules.movement import Shape, run_method, spell_view, write_sizes
 from fxprune.rules.table import rule
 from fxprune.vocabulary import Call, Declined
 
@@ -83,16 +83,9 @@ def _spread(ctx: Reading, x: Labels, given: Any, full: Shape) -> Labels | None:
     if not kernel and (dim == 0 or x.layers):
         return None
     copies = ctx.filler(full[dim])
-    if given[dim] != len(copies):
-        written = ctx.node.args[1]
-        if len(ctx.node.args) == len(full) + 1:
-            ctx.argument(dim + 1, "", len(copies), ctx.node.args[dim + 1])
-        elif isinstance(written, tuple | list):
-            ctx.argument(1, "", (*written[:dim], len(copies), *written[dim + 1 :]), written)
-        elif ctx.node.target == "repeat":
-            raise Declined("the numbers of copies are computed")
-        else:  # a shape that the graph reads off: all other sizes are those of the value
-            ctx.argument(1, "", tuple(len(copies) if d == dim else -1 for d in range(len(full))), written)
+    wanted = [x.shape[d] if x.on([d]) and given[d] not in (-1, 1) else given[d] for d in range(len(full))]
+    wanted[dim] = len(copies)
+    write_sizes(ctx, 1, given, wanted)
     return Labels(full, (place(copies, dim, len(full)), *x.layers), x.why)
 
 
