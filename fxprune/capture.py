@@ -38,6 +38,7 @@ from fxprune.collection import collector_paused
 from fxprune.conversion import Converts
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.evaluation import FAILURES, value_of
+from fxprune.interception import intercepted
 from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
 from fxprune.nested import map_nested, modules_by_name
@@ -168,7 +169,7 @@ def _recorded(model: nn.Module, example: Mapping[str, Any], device: torch.device
         tracer = Ladder(model, example, device, lessons)
         _check_names(model, tracer.modules)
         try:
-            with unchanged(model, tracer), patched(tracer):
+            with unchanged(model, tracer), intercepted(tracer), patched(tracer):
                 return tracer, tracer.trace(model)
         except (Again, Converts) as ended:
             lessons.take(ended, model)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx._symbolic_trace import _orig_module_call
 
 from fxprune.arguments import in_order
 from fxprune.assembly import OwnedGraph, append_node
@@ -108,7 +107,7 @@ class CaptureTracer(EvaluatingTracer):
         def hooked(root: nn.Module, *inputs: Any) -> Any:
             object.__setattr__(root, "forward", functools.partial(function, root))
             try:
-                return _orig_module_call(root, *inputs)
+                return root._call_impl(*inputs)
             finally:
                 object.__delattr__(root, "forward")
 
