@@ -257,19 +257,24 @@ def conform(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> dict[str, n
     Returns:
         The modules of the graph module by name.
     """
-    model = modules[""]
     here = modules_by_name(gm)
     for name, module in here.items():
-        owner = name.removesuffix(TRAINING_FLAG).rstrip(".") if name.endswith(TRAINING_FLAG) else name
-        training = modules.get(owner, model).training
-        if module.training is not training:  # assigning is slow, and almost all are what they were
-            module.training = training
         original = modules.get(name)
-        if original is not module:
-            for buffer in module._buffers:
-                kept = original is not None and buffer in original._buffers
-                if not kept or buffer in original._non_persistent_buffers_set:  # type: ignore[union-attr]
-                    module._non_persistent_buffers_set.add(buffer)
+        if original is module:
+            continue
+        owner = original
+        if owner is None:
+            flagged = name.removesuffix(TRAINING_FLAG).rstrip(".") if name.endswith(TRAINING_FLAG) else name
+            owner = modules.get(flagged, modules[""])
+        if module.training is not owner.training:
+            if type(module) is nn.Module:  # made to hold others; assigning is slow
+                vars(module)["training"] = owner.training
+            else:
+                module.training = owner.training
+        for buffer in module._buffers:
+            kept = original is not None and buffer in original._buffers
+            if not kept or buffer in original._non_persistent_buffers_set:  # type: ignore[union-attr]
+                module._non_persistent_buffers_set.add(buffer)
     return here
 
 
