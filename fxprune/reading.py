@@ -40,11 +40,13 @@ class Reading(Vocabulary):
 
     Attributes:
         modules: The same.
+        numbered: Whether anything but a tensor was read, which may be a number that is another in a pruned network.
     """
 
     def __init__(self, gm: fx.GraphModule, modules: Mapping[str, nn.Module] | None = None) -> None:
         self.gm = gm
         self.values: dict[fx.Node, Any] = {}
+        self.numbered = False
         self.node: fx.Node = next(iter(gm.graph.nodes))
         self._runner = MetaRunner(torch.device("cpu"))
         self.modules = modules_by_name(gm) if modules is None else modules
@@ -62,12 +64,14 @@ class Reading(Vocabulary):
         for node in self.gm.graph.nodes:
             self.node = node
             try:
-                self.values[node] = self._read(node)
+                value = self.values[node] = self._read(node)
             except FAILURES as error:
                 raise InternalError(
                     f"the rule for {node.op} {getattr(node.target, '__name__', node.target)} failed at "
                     f"{source_of(node)}: {type(error).__name__}: {error}"
                 ) from error
+            if type(value) is not Labels:
+                self.numbered = True
 
     def _read(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -77,24 +81,20 @@ class Reading(Vocabulary):
         if node.op == "get_attr":
             name = self.canonical(str(node.target))
             return Labels(self.shape_of(name), (), None, name)
-        args = self.arguments(node.args)
-        kwargs = self.arguments(node.kwargs) if node.kwargs else {}
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        rule = self._module_rule(module) if module is not None else rule_for(node.target)
+        read = self.values.__getitem__ if rule is not None and rule.weights else self._value
+        args = fx.node.map_arg(node.args, read)
+        kwargs = fx.node.map_arg(node.kwargs, read) if node.kwargs else {}
         if node.op == "output":
-            args = map_nested(self.labelled, args)
             for labels in labels_in(args):
                 self.freeze_all(labels, "it is an output of the network")
             return args
-        if node.op == "call_module":
-            module = self.modules[str(node.target)]
-            rule = self._module_rule(module)
+        if module is not None:
             if kwargs:  # rules take a layer's arguments by position
                 bound = inspect.signature(module.forward).bind(*args, **kwargs)
                 args, kwargs = bound.args, bound.kwargs
             args = (module, *args)
-        else:
-            rule = rule_for(node.target)
-        if rule is None or not rule.weights:
-            args, kwargs = map_nested(self.labelled, args), map_nested(self.labelled, kwargs) if kwargs else {}
         if rule is None:
             return self.without_labels(args, kwargs)
         return self.apply(rule, args, kwargs)
@@ -172,7 +172,12 @@ class Reading(Vocabulary):
 
     def arguments(self, value: Any) -> Any:
         """Arguments of a node, with nodes replaced by what was read of them."""
-        return fx.node.map_arg(value, lambda n: self.values[n])
+        return fx.node.map_arg(value, self.values.__getitem__)
+
+    def _value(self, node: fx.Node) -> Any:
+        """What was read of a node, parameters as values."""
+        value = self.values[node]
+        return self.labelled(value) if type(value) is Labels else map_nested(self.labelled, value)
 
     # Shared by both readings ------------------------------------------------------------------------------------------
 
@@ -221,7 +226,9 @@ class Reading(Vocabulary):
         """A parameter or buffer of the module that is being read."""
         owner, _, attribute = name.rpartition(".")
         module = self.modules[owner]
-        tensor: Tensor | None = module._parameters.get(attribute)
+        tensor = module._parameters.get(attribute)
+        if tensor is None:  # a module looks everywhere else first
+            tensor = module._buffers.get(attribute)
         return getattr(module, attribute) if tensor is None else tensor
 
     def tensor_of(self, module: nn.Module, attribute: str) -> Labels | None:

@@ -27,7 +27,7 @@ from fxprune.records import Change, Conflict, Moved, lines_of, numbers
 from fxprune.rules.table import Rule
 from fxprune.sources import source_of
 from fxprune.spelling import Recomputed, Scaled, labels_free, merge, moved_records, restored, shapes_left
-from fxprune.vocabulary import Axis, Call, Declined, apart, axis_length, labels_in
+from fxprune.vocabulary import Axis, Call, Declined, apart, labels_in
 
 
 class Replay(Reading):
@@ -62,8 +62,9 @@ class Replay(Reading):
         self.axes: dict[Axis, Tensor] = {}
         self.changes: dict[str, Change] = {}
         self.attributes: dict[tuple[str, str], Any] = {}
-        self._standing = recorder._standing  # names and shapes are those of the first reading
+        self._standing, self._layers = recorder._standing, recorder._layers  # names are those of the first reading
         self._steps: dict[str, int] = {}
+        self._shapes: dict[str, torch.Size] = {}  # of rewritten tensors
         self._where = np.zeros(recorder.count, dtype=np.int64)
 
     # Steps of the first reading ---------------------------------------------------------------------------------------
@@ -87,15 +88,21 @@ class Replay(Reading):
         return torch.from_numpy(array[self.alive[array]])
 
     def _axis(self, axis: Axis) -> Tensor:
-        if axis not in self.axes:
-            self.axes[axis] = self._kept(self.recorder.axes[axis])
+        labels = self.axes.get(axis)
+        if labels is None:
+            labels = self.axes[axis] = self._kept(self.recorder.axes[axis])
         self._check_length(axis)
-        return self.axes[axis]
+        return labels
 
     def _check_length(self, axis: Axis) -> None:
-        if self.settled and axis_length(self.original(axis.tensor), axis) != self.axes[axis].shape[0]:
+        if not self.settled:
+            return
+        shape = self._shapes.get(axis.tensor)
+        if shape is None:
+            shape = self._shapes[axis.tensor] = self.original(axis.tensor).shape
+        if shape[axis.dim] * axis.groups != self.axes[axis].shape[0]:
             raise InternalError(
-                f"'{axis.tensor}' has shape {tuple(self.original(axis.tensor).shape)} after the rewrite, but its "
+                f"'{axis.tensor}' has shape {tuple(shape)} after the rewrite, but its "
                 f"dimension {axis.dim} must index {len(self.axes[axis])} channels, at {source_of(self.node)}"
             )
 
@@ -134,7 +141,7 @@ class Replay(Reading):
 
     def numbers(self, rule: Rule | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Restore the original value wherever a call calculates with a number that would now be another."""
-        if rule is not None and rule.sizes:
+        if not self.numbered or (rule is not None and rule.sizes):
             return args, kwargs
         node = self.node
         changed = [n for n in node.all_input_nodes if restored(n, self.values) is not n]

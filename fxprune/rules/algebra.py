@@ -31,7 +31,7 @@ from fxprune.vocabulary import Axis
 def place(labels: Tensor, dim: int, rank: int) -> Layer:
     """A layer of ``rank`` dimensions that varies along ``dim`` alone."""
     shape = [1] * rank
-    shape[dim] = len(labels)
+    shape[dim] = labels.shape[0]
     return Layer(labels.view(shape), (dim,), labels)
 
 

@@ -97,12 +97,14 @@ def _beside(ctx: Reading, x: Labels, channel: int, stride: Any) -> list[int]:
     There the neighbours are others when channels are removed, but as many outputs as inputs are left.
     """
     found = []
-    for dim in range(channel + 1, len(x.full)):
-        layers = [layer for layer in x.layers if layer.dims == (dim,)]
+    for layer in x.layers:
+        if len(layer.dims) != 1 or layer.dims[0] <= channel:
+            continue
+        (dim,) = layer.dims
         step = stride[dim - channel - 1] if isinstance(stride, tuple | list) else stride
-        if layers and step == 1 and ctx.output_shape()[dim] == x.full[dim]:
-            ctx.inexact(layers, [dim], "a convolution over neighbouring channels")
-            ctx.ordered(layers)
+        if step == 1 and ctx.output_shape()[dim] == x.full[dim]:
+            ctx.inexact([layer], [dim], "a convolution over neighbouring channels")
+            ctx.ordered([layer])
             found.append(dim)
     return found
 
