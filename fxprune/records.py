@@ -19,7 +19,7 @@ __all__ = [
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,8 +27,7 @@ from fxprune.labels import IntArray, Layer, Lookup, Reason
 from fxprune.vocabulary import Axis
 
 
-@dataclass(frozen=True)
-class Tie:
+class Tie(NamedTuple):
     """Labels at equal positions live or die together."""
 
     a: IntArray
@@ -36,16 +35,14 @@ class Tie:
     node: str
 
 
-@dataclass(frozen=True)
-class Freeze:
+class Freeze(NamedTuple):
     """Labels that are never removed."""
 
     labels: IntArray
     reason: Reason
 
 
-@dataclass(frozen=True)
-class Cover:
+class Cover(NamedTuple):
     """``parent[i]`` exists if any of ``child[i, :]`` does; without a parent the position itself always stays."""
 
     parent: IntArray | None
@@ -54,8 +51,7 @@ class Cover:
     text: str
 
 
-@dataclass(frozen=True)
-class Rect:
+class Rect(NamedTuple):
     """Labels whose survivors must form a rectangular tensor.
 
     Attributes:
@@ -69,8 +65,7 @@ class Rect:
     node: str
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """A sum over channels: where the proof zeroes what was removed."""
 
     node: str
@@ -79,8 +74,7 @@ class Read:
     layers: tuple[Layer, ...]
 
 
-@dataclass(frozen=True)
-class Inexact:
+class Inexact(NamedTuple):
     """A computation along lines: removing a part of a line changes it, removing all of it does not."""
 
     node: str
@@ -88,8 +82,7 @@ class Inexact:
     text: str
 
 
-@dataclass(frozen=True)
-class Moved:
+class Moved(NamedTuple):
     """What became of one layer that was moved.
 
     Attributes:
@@ -109,8 +102,8 @@ class Moved:
 
 def numbers(tensor: Tensor) -> IntArray:
     """A label tensor as a flat array."""
-    result: IntArray = tensor.numpy().reshape(-1)
-    return result
+    array: IntArray = tensor.numpy()
+    return array if array.ndim == 1 else array.reshape(-1)
 
 
 class Conflict(Exception):

@@ -123,8 +123,11 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
     """The kept part of a tensor, in the plan's order; always new storage, in the tensor's memory format."""
     result = tensor.detach()
-    kept = {axis.dim: index for axis, index in plan.axes}
-    groups = max([axis.groups for axis, _ in plan.axes], default=1)
+    kept: dict[int, IntArray] = {}
+    groups = 1
+    for axis, index in plan.axes:
+        kept[axis.dim] = index
+        groups = max(groups, axis.groups)
     if groups > 1:
         result = _cut_blocks(result, plan, groups)
     elif kept and tensor.is_cpu and tensor.dtype in _NUMPYS and tensor.is_contiguous():
@@ -137,6 +140,8 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
 
 def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
     """Kernel by kernel, or of a large array piece by piece: what lies between two selections stays in the cache."""
+    if array.ndim == 1:
+        return array.take(kept[0])
     if kept.keys() == {0, 1} and math.prod(array.shape[2:]) >= _KERNEL:
         _check_within(kept[1], array, 1)
         pairs = kept[0][:, None] * array.shape[1] + kept[1]
@@ -186,19 +191,16 @@ def _run(index: IntArray, size: int) -> int:
 
 def _cut_blocks(tensor: Tensor, plan: TensorCut, groups: int) -> Tensor:
     """A grouped convolution's weight: every block of rows gathers columns of its own."""
-    rows, columns = tensor.shape[0] // groups, tensor.shape[1]
-    row = torch.arange(groups * rows)
-    column = torch.arange(groups * columns)
+    rows, columns = tensor.shape[:2]
+    row, column = np.arange(rows), np.arange(groups * columns)
     for axis, index in plan.axes:
         if axis.groups > 1:
-            column = torch.from_numpy(index)
+            column = index
         else:
-            row = torch.from_numpy(index)
-    block = torch.arange(groups, device=tensor.device)[:, None, None]
-    row = (row % rows).reshape(groups, -1, 1).to(tensor.device)
-    column = (column % columns).reshape(groups, 1, -1).to(tensor.device)
-    view = tensor.reshape(groups, rows, columns, *tensor.shape[2:])
-    return view[block, row, column].flatten(0, 1)
+            row = index
+    pairs = row.reshape(groups, -1, 1) * columns + (column % columns).reshape(groups, 1, -1)
+    kernels = tensor.flatten(0, 1).index_select(0, torch.from_numpy(pairs.reshape(-1)).to(tensor.device))
+    return kernels.unflatten(0, (-1, pairs.shape[2]))
 
 
 def _in_format_of(original: Tensor, result: Tensor) -> Tensor:
@@ -255,7 +257,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, Tensor):
-        memo[id(value)] = _replacement(value, _in_format_of(value, value.detach()))
+        memo[id(value)] = _replacement(value, value.detach().clone())
         return memo[id(value)]
     if not isinstance(value, nn.Module) or hasattr(type(value), "__deepcopy__"):
         return copy.deepcopy(value, memo)

@@ -125,7 +125,7 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
             continue
         kinds = structure.kind[members]
         if not structure.pieces and (kinds == kinds[0]).all():  # as in most groups
-            kept[members[np.argsort(-scores[members], kind="stable")[count:]]] = False
+            kept[members[_worst(scores[members], len(members) - count)]] = False
             continue
         classes = structure.classes(group)
         sizes = classes.sizes
@@ -144,6 +144,13 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
             if inside is not None:
                 _revive(kept, order, inside, scores)
     return kept
+
+
+def _worst(scores: FloatArray, count: int) -> IntArray:
+    """Positions of the lowest scores, of equal ones the last; without sorting the others."""
+    limit = np.partition(scores, count - 1)[count - 1]
+    below, equal = np.flatnonzero(scores < limit), np.flatnonzero(scores == limit)
+    return np.concatenate([below, equal[len(equal) + len(below) - count :]])
 
 
 def _revive(kept: NDArray[np.bool_], order: IntArray, inside: Sequence[IntArray], scores: FloatArray) -> None:

@@ -92,15 +92,18 @@ def _sums(
 ) -> tuple[FloatArray, FloatArray]:
     """A measure summed over all slices of a unit, and how many slices there are, for the units to be ranked."""
     found: list[tuple[IntArray, FloatArray]] = [(np.zeros(0, dtype=np.int64), np.zeros(0))]
+    measured: list[tuple[str, Tensor]] = []
     for use, tensor, units in weight_axes(structure, roles, ranked):
         if not (buffers or isinstance(tensor, nn.Parameter)):
             continue
-        sums = measure(tensor, use.axis)
-        if not np.isfinite(sums[ranked[units]]).all():
-            check_finite(use.axis.tensor, tensor)
-        found.append((units, sums))
+        measured.append((use.axis.tensor, tensor))
+        found.append((units, measure(tensor, use.axis)))
     slices = np.concatenate([units for units, _ in found])
     total = np.bincount(slices, np.concatenate([sums for _, sums in found]), structure.units)
+    if not np.isfinite(total[ranked]).all():
+        for (units, sums), (name, tensor) in zip(found[1:], measured, strict=True):
+            if not np.isfinite(sums[ranked[units]]).all():
+                check_finite(name, tensor)
     return total.astype(np.float64), np.bincount(slices, minlength=structure.units).astype(np.float64)
 
 
