@@ -120,14 +120,27 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(child, f"{name}.{attribute}")
 
 
-def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
-    """The kept part of a tensor, in the plan's order; always new storage, in the tensor's memory format."""
+def cut(tensor: Tensor, plan: TensorCut, known: dict[int, Tensor] | None = None) -> Tensor:
+    """The kept part of a tensor, in the plan's order; always new storage, in the tensor's memory format.
+
+    Args:
+        tensor: A parameter, a buffer, or a tensor of that shape.
+        plan: What is kept.
+        known: Indices as tensors by the ``id`` of the plan's, which are kept there for other tensors of a layer.
+    """
     result = tensor.detach()
     kept: dict[int, IntArray] = {}
     groups = 1
     for axis, index in plan.axes:
         kept[axis.dim] = index
         groups = max(groups, axis.groups)
+    if tensor.ndim == 1 and kept:  # as of a batch norm: so short that only the number of calls counts
+        chosen = None if known is None else known.get(id(kept[0]))
+        if chosen is None:
+            chosen = torch.from_numpy(kept[0]).to(tensor.device)
+            if known is not None:
+                known[id(kept[0])] = chosen
+        return result.index_select(0, chosen)
     if groups > 1:
         result = _cut_blocks(result, plan, groups)
     elif kept and tensor.is_cpu and tensor.dtype in _NUMPYS and tensor.is_contiguous():
@@ -140,8 +153,6 @@ def cut(tensor: Tensor, plan: TensorCut) -> Tensor:
 
 def _take(array: NDArray[Any], kept: Mapping[int, IntArray]) -> NDArray[Any]:
     """Kernel by kernel, or of a large array piece by piece: what lies between two selections stays in the cache."""
-    if array.ndim == 1:
-        return array.take(kept[0])
     if kept.keys() == {0, 1} and math.prod(array.shape[2:]) >= _KERNEL:
         _check_within(kept[1], array, 1)
         pairs = kept[0][:, None] * array.shape[1] + kept[1]
@@ -233,10 +244,11 @@ def rebuild(
     modules = modules_by_name(model)
     targets = _targets(gm, modules)
     memo: dict[int, Any] = {}
+    known: dict[int, Tensor] = {}
     for name, value in targets.items():
         for path, tensor in _tensors(value, name):
             if path in replaced:
-                memo[id(tensor)] = _replacement(tensor, cut(tensor, replaced[path]))
+                memo[id(tensor)] = _replacement(tensor, cut(tensor, replaced[path], known))
     root = {name: _copy(value, memo) for name, value in targets.items()}
     graph = copied_graph(gm.graph)
     edit(graph)
