@@ -84,8 +84,8 @@ class Reading(Vocabulary):
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         rule = self._module_rule(module) if module is not None else rule_for(node.target)
         read = self.values.__getitem__ if rule is not None and rule.weights else self._value
-        args = fx.node.map_arg(node.args, read)
-        kwargs = fx.node.map_arg(node.kwargs, read) if node.kwargs else {}
+        args: Any = fx.node.map_arg(node.args, read)
+        kwargs: Any = fx.node.map_arg(node.kwargs, read) if node.kwargs else {}
         if node.op == "output":
             for labels in labels_in(args):
                 self.freeze_all(labels, "it is an output of the network")
@@ -226,7 +226,7 @@ class Reading(Vocabulary):
         """A parameter or buffer of the module that is being read."""
         owner, _, attribute = name.rpartition(".")
         module = self.modules[owner]
-        tensor = module._parameters.get(attribute)
+        tensor: Tensor | None = module._parameters.get(attribute)
         if tensor is None:  # a module looks everywhere else first
             tensor = module._buffers.get(attribute)
         return getattr(module, attribute) if tensor is None else tensor

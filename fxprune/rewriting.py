@@ -211,7 +211,7 @@ def _cut_blocks(tensor: Tensor, plan: TensorCut, groups: int) -> Tensor:
             row = index
     pairs = row.reshape(groups, -1, 1) * columns + (column % columns).reshape(groups, 1, -1)
     kernels = tensor.flatten(0, 1).index_select(0, torch.from_numpy(pairs.reshape(-1)).to(tensor.device))
-    return kernels.unflatten(0, (-1, pairs.shape[2]))
+    return kernels.reshape(-1, pairs.shape[2], *tensor.shape[2:])
 
 
 def _in_format_of(original: Tensor, result: Tensor) -> Tensor:

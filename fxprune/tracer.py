@@ -107,7 +107,7 @@ class CaptureTracer(EvaluatingTracer):
         def hooked(root: nn.Module, *inputs: Any) -> Any:
             object.__setattr__(root, "forward", functools.partial(function, root))
             try:
-                return root._call_impl(*inputs)
+                return root._call_impl(*inputs)  # type: ignore[no-untyped-call]
             finally:
                 object.__delattr__(root, "forward")
 

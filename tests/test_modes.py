@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.capture import trace
-from fxprune.collection import collector_paused
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 
@@ -110,13 +109,3 @@ def test_the_collector_is_paused_and_goes_on() -> None:
     assert SEEN
     assert not any(SEEN)
     assert gc.isenabled()
-
-
-def test_a_collector_that_was_off_stays_off() -> None:
-    gc.disable()
-    try:
-        with collector_paused():
-            pass
-        assert not gc.isenabled()
-    finally:
-        gc.enable()

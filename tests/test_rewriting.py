@@ -31,6 +31,16 @@ def test_one_dimension() -> None:
     assert torch.equal(cut(tensor, along((1, [2]))), torch.tensor([[2.0], [5], [8], [11]]))
 
 
+def test_vectors_of_one_layer_share_an_index() -> None:
+    index, known = along((0, [3, 1])), {}  # type: ignore[var-annotated]
+    for tensor in (torch.arange(4.0), nn.Parameter(torch.randn(4).double()), torch.arange(4)):
+        result = cut(tensor, index, known)
+        assert torch.equal(result, torch.stack([tensor.detach()[3], tensor.detach()[1]]))
+        assert result.dtype is tensor.dtype
+        assert not result.requires_grad
+    assert len(known) == 1
+
+
 def test_two_dimensions_in_either_order() -> None:
     tensor = torch.randn(5, 4, 3, 3)
     rows, columns = [4, 0, 2], [1, 3]

@@ -427,8 +427,8 @@ def test_one_wrong_weight_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_channels(deps, 0.5)
     cut = rewriting.cut
 
-    def wrong(tensor: Tensor, how: TensorCut) -> Tensor:
-        result = cut(tensor, how)
+    def wrong(tensor: Tensor, how: TensorCut, *known: Any) -> Tensor:
+        result = cut(tensor, how, *known)
         if how is plan.tensors["layer2.conv1.weight"]:
             result[0, 0, 0, 0] += 1e-3
         return result

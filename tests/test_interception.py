@@ -1,0 +1,162 @@
+"""What the tracer sees of the model's modules, calls and what is read of them; and that it leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.api import prune_channels
+from fxprune.capture import trace
+from fxprune.errors import TraceError
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Scaled(nn.Module):
+    """Reads the weights of a layer, a parameter and a buffer of its own, and calls what it holds in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.inner = nn.ModuleDict({"norm": nn.BatchNorm2d(8), "body": nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())})
+        self.out = nn.Conv2d(8, 4, 1)
+        self.scale = nn.Parameter(torch.randn(8, 1, 1))
+        self.register_buffer("shift", torch.randn(8, 1, 1))
+        self.places: list[nn.Module] = [self.out]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True)
+        x = nn.functional.conv2d(x, weight, self.conv.bias) * self.scale + getattr(self, "shift")  # noqa: B009
+        x = self.inner["body"](self.inner["norm"](x))
+        return self.places[0](x)
+
+
+def called(gm: fx.GraphModule, op: str) -> list[str]:
+    """The targets of the nodes of one kind."""
+    return [str(node.target) for node in gm.graph.nodes if node.op == op]
+
+
+def test_calls_and_parameters_are_seen_wherever_they_are_read() -> None:
+    model = Scaled().eval()
+    gm = trace(model, IMAGE)
+    assert called(gm, "get_attr") == ["conv.weight", "conv.weight", "conv.bias", "scale", "shift"]
+    assert called(gm, "call_module") == ["inner.norm", "inner.body.0", "inner.body.1", "out"]
+    assert torch.equal(gm(IMAGE), model(IMAGE))
+
+
+def attributes(model: nn.Module) -> list[tuple[str, dict[str, Any], list[type]]]:
+    """What every module has, and of which kind its dictionaries are."""
+    return [
+        (name, dict(vars(part)), [type(vars(part)[kind]) for kind in ("_parameters", "_buffers", "_modules")])
+        for name, part in model.named_modules()
+    ]
+
+
+class Failing(Scaled):
+    """Cannot be traced at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(f"no {self.scale.shape} for {x.shape}")
+
+
+@pytest.mark.parametrize("kind", [Scaled, Failing])
+def test_modules_are_afterwards_what_they_were(kind: type[nn.Module]) -> None:
+    model = kind().eval()
+    before, call, read = attributes(model), nn.Module.__call__, nn.Module.__getattr__
+    if kind is Failing:
+        with pytest.raises(TraceError):
+            trace(model, IMAGE)
+    else:
+        trace(model, IMAGE)
+    for (_, mine, kinds), (_, now, others) in zip(before, attributes(model), strict=True):
+        assert list(mine) == list(now)
+        assert all(mine[name] is now[name] for name in mine)
+        assert kinds == others
+    assert nn.Module.__call__ is call
+    assert nn.Module.__getattr__ is read
+    assert not vars(call).keys() & {"__fx_already_patched"}
+    assert "y" in str(fx.symbolic_trace(nn.Sequential(nn.Identity(), Adding())).graph)  # torch's own works as before
+
+
+class Adding(nn.Module):
+    """Reads a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.y = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.y
+
+
+class Copying(nn.Module):
+    """Copies a layer while it runs, and calls the copy."""
+
+    def __init__(self, change: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.act = nn.ReLU()
+        self.change = change
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = copy.deepcopy(self.act)
+        self.change(other)
+        return self.last(other(self.conv(x)))
+
+
+def no_entry(module: nn.Module) -> None:
+    """A copy calls nothing of a tracer's."""
+    assert module._compiled_call_impl is None  # type: ignore[attr-defined]
+
+
+def test_a_copy_that_the_forward_makes_is_a_module_like_any_other() -> None:
+    model = Copying(no_entry).eval()
+    gm = trace(model, IMAGE)
+    assert torch.equal(gm(IMAGE), model(IMAGE))
+
+
+class Stateful(nn.ReLU):
+    """Has its own idea of what is copied of it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def test_a_copy_with_a_state_of_its_own_calls_no_tracer_either() -> None:
+    model = Copying(no_entry).eval()
+    model.act = Stateful()
+    gm = trace(model, IMAGE)
+    assert torch.equal(gm(IMAGE), model(IMAGE))
+
+
+def test_a_model_that_was_compiled_in_place_is_traced_as_it_was_written() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    entry = functools.partial(pytest.fail, "the compiled code was run")
+    model[0]._compiled_call_impl = entry  # what nn.Module.compile sets
+    gm = trace(model, IMAGE)
+    assert model[0]._compiled_call_impl is entry
+    model[0]._compiled_call_impl = None
+    assert torch.equal(gm(IMAGE), model(IMAGE))
+
+
+def test_a_root_with_hooks_is_called_once() -> None:
+    calls: list[int] = []
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    model.register_forward_hook(lambda module, args, out: calls.append(1) or out * 2)
+    gm = trace(model, IMAGE)
+    assert len(calls) == 1
+    assert torch.equal(gm(IMAGE), model(IMAGE))
+
+
+def test_a_pruned_network_has_nothing_of_the_tracer() -> None:
+    small = prune_channels(Scaled().double().eval(), IMAGE.double(), 0.5)
+    for part in small.modules():
+        assert vars(part).get("_compiled_call_impl") is None
+        assert type(part._parameters) is dict
