@@ -101,8 +101,10 @@ def assembled(root: Mapping[str, Any], graph: fx.Graph, name: str) -> CapturedMo
         name: Of its class.
     """
     gm = CapturedModule({}, OwnedGraph(tracer_cls=graph._tracer_cls), name)
+    owners: dict[str, nn.Module] = {"": gm}
     for target in sorted(root, key=lambda target: target.count(".")):  # what holds others before what it holds
-        _hang(gm, target, root[target])
+        path, _, field = target.rpartition(".")
+        _hang(_owner(owners, path), field, root[target])
     gm.graph = graph
     return gm
 
@@ -121,14 +123,20 @@ def _holder() -> nn.Module:
     return module
 
 
-def _hang(gm: nn.Module, target: str, value: Any) -> None:
-    *path, field = target.split(".")
-    owner = gm
-    for part in path:
-        inner = owner._modules.get(part)
-        if inner is None:
-            inner = owner._modules[part] = _holder()
-        owner = inner
+def _owner(owners: dict[str, nn.Module], path: str) -> nn.Module:
+    """The module of a name, which is made if there is none yet."""
+    known = owners.get(path)
+    if known is None:
+        above, _, field = path.rpartition(".")
+        held = _owner(owners, above)._modules
+        if held.get(field) is None:
+            held[field] = _holder()
+        known = owners[path] = held[field]
+        assert known is not None
+    return known
+
+
+def _hang(owner: nn.Module, field: str, value: Any) -> None:
     if isinstance(value, nn.Module):
         owner._modules[field] = value
     elif isinstance(value, nn.Parameter):
