@@ -18,9 +18,8 @@ def squared_norms(tensor: Tensor, axis: Axis) -> NDArray[np.float64]:
     """The squared L2 norm of a weight's slice for each channel of an axis; shape ``(axis_length,)``."""
     weight = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
     rows = math.prod(weight.shape[: axis.dim]) // axis.groups
-    blocks = weight.reshape(axis.groups, rows, -1)
-    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64):
-        array = blocks.numpy()
+    if weight.is_cpu and weight.dtype in (torch.float32, torch.float64):
+        array = weight.numpy().reshape(axis.groups, rows, -1)
         if rows == 1:  # every channel is a run of numbers
             array = array.reshape(axis_length(tensor, axis), -1)
             sums = np.einsum("ij,ij->i", array, array)
@@ -29,5 +28,5 @@ def squared_norms(tensor: Tensor, axis: Axis) -> NDArray[np.float64]:
             sums = sums.sum(axis=1, dtype=np.float64)
         return np.asarray(sums, dtype=np.float64)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    total = blocks.to(dtype).square().sum(1).reshape(axis_length(tensor, axis), -1).sum(1, dtype=torch.float64)
+    total = weight.reshape(axis.groups, rows, -1).to(dtype).square().sum(1).reshape(axis_length(tensor, axis), -1).sum(1, dtype=torch.float64)
     return np.asarray(total.cpu().numpy(), dtype=np.float64)

@@ -136,8 +136,9 @@ def _read_again(result: fx.GraphModule, modules: Mapping[str, nn.Module], plan: 
         if node.op == "get_attr":
             node.meta["val"] = to_meta(replay.original(str(node.target))).to(old.dtype)
         elif isinstance(old, Tensor) and isinstance(value, Labels):
-            if value.shape != old.shape:
-                node.meta["val"] = empty(value.shape, old)
+            shape = value.shape
+            if shape != old.shape:
+                node.meta["val"] = empty(shape, old)
         elif node.op != "output":
             node.meta["val"] = map_nested(as_value, value)
 
