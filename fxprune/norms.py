@@ -28,5 +28,12 @@ def squared_norms(tensor: Tensor, axis: Axis) -> NDArray[np.float64]:
             sums = sums.sum(axis=1, dtype=np.float64)
         return np.asarray(sums, dtype=np.float64)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    total = weight.reshape(axis.groups, rows, -1).to(dtype).square().sum(1).reshape(axis_length(tensor, axis), -1).sum(1, dtype=torch.float64)
+    total = (
+        weight.reshape(axis.groups, rows, -1)
+        .to(dtype)
+        .square()
+        .sum(1)
+        .reshape(axis_length(tensor, axis), -1)
+        .sum(1, dtype=torch.float64)
+    )
     return np.asarray(total.cpu().numpy(), dtype=np.float64)

@@ -79,12 +79,13 @@ class Recorder(Reading):
             *(self.inexacts, self.uses, self._origins, self._grouped, self.sizes),
         )
         shared: dict[int, list[str]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for name, tensor in tensors_by_name(self.modules):
             shared.setdefault(id(tensor), []).append(name)
+            self._shapes[name] = tuple(tensor.shape)
         # Of tensors with several; by name, as a model that is moved or cast later has other tensors.
         self._aliases = {name: names for names in shared.values() if len(names) > 1 for name in names}
         self._names: dict[str, str] = {}  # of those the one that is met first, by the first of their names
-        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def _note(self, record: Any) -> None:
         self.log[self.node.name].append(record)

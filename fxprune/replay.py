@@ -21,6 +21,7 @@ from fxprune.capture import value_of
 from fxprune.errors import InternalError
 from fxprune.fitting import fitted_layer
 from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, broadcast, same, spread
+from fxprune.nested import tensors_by_name
 from fxprune.reading import Reading
 from fxprune.recorder import Recorder
 from fxprune.records import Change, Conflict, Moved, lines_of, numbers
@@ -65,6 +66,8 @@ class Replay(Reading):
         self._standing, self._layers = recorder._standing, recorder._layers  # names are those of the first reading
         self._steps: dict[str, int] = {}
         self._shapes: dict[str, torch.Size] = {}  # of rewritten tensors
+        if rewritten is not None:
+            self._shapes = {name: tensor.shape for name, tensor in tensors_by_name(rewritten)}
         self._where = np.zeros(recorder.count, dtype=np.int64)
 
     # Steps of the first reading ---------------------------------------------------------------------------------------
