@@ -129,10 +129,10 @@ def _owner(owners: dict[str, nn.Module], path: str) -> nn.Module:
     if known is None:
         above, _, field = path.rpartition(".")
         held = _owner(owners, above)._modules
-        if held.get(field) is None:
-            held[field] = _holder()
-        known = owners[path] = held[field]
-        assert known is not None
+        known = held.get(field)
+        if known is None:
+            known = held[field] = _holder()
+        owners[path] = known
     return known
 
 

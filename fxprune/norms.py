@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["squared_norms"]
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ def squared_norms(tensor: Tensor, axis: Axis) -> NDArray[np.float64]:
     weight = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
     rows = math.prod(weight.shape[: axis.dim]) // axis.groups
     if weight.is_cpu and weight.dtype in (torch.float32, torch.float64):
-        array = weight.numpy().reshape(axis.groups, rows, -1)
+        array: NDArray[Any] = weight.numpy().reshape(axis.groups, rows, -1)
         if rows == 1:  # every channel is a run of numbers
             array = array.reshape(axis_length(tensor, axis), -1)
             sums = np.einsum("ij,ij->i", array, array)
