@@ -128,7 +128,8 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
 
     Raises:
         TraceError: The model does not accept the example inputs, or nothing of it can be captured.
-        ArgumentTypeError: ``example_inputs`` is neither a tensor, a tuple nor a mapping.
+        ArgumentTypeError: ``example_inputs`` is neither a tensor, a tuple nor a mapping, or the model is what
+            ``torch.compile`` gave.
 
     Example:
         >>> gm = trace(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224))
@@ -137,6 +138,10 @@ def trace(model: nn.Module, example_inputs: Example) -> fx.GraphModule:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace needs an nn.Module, not {type(model).__name__}")
+    if type(model).__module__.startswith("torch._dynamo"):
+        raise ArgumentTypeError(
+            "trace needs the model as it was before torch.compile: pass model._orig_mod, and compile what comes out"
+        )
     example = bind_example(model, example_inputs).arguments
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")

@@ -20,6 +20,7 @@ from torch import nn
 from fxprune.ladder import Ladder
 
 _DICTIONARIES = (dict, OrderedDict)
+_HELD = ("_parameters", "_buffers")
 _ENTRY = "_compiled_call_impl"  # what a module runs when it is called, if it has one: nn.Module.compile sets it
 _PATCHED = "__fx_already_patched"  # what torch.fx asks a function for before it patches it
 
@@ -69,14 +70,12 @@ def intercepted(tracer: Ladder) -> Iterator[None]:
     try:
         for module in {id(module): module for module in tracer.modules.values()}.values():
             space = vars(module)
-            before = {_ENTRY: space.get(_ENTRY)}
+            changed.append((space, {name: space[name] for name in (_ENTRY, *_HELD) if name in space}))
             space[_ENTRY] = _Entry(module, tracer)
-            for kind in ("_parameters", "_buffers"):
+            for kind in _HELD:
                 held = space.get(kind)
                 if held and type(held) in _DICTIONARIES:
-                    before[kind] = held
                     space[kind] = _Watched(held, tracer)
-            changed.append((space, before))
         for function in patched:
             setattr(function, _PATCHED, True)
         yield
@@ -84,7 +83,5 @@ def intercepted(tracer: Ladder) -> Iterator[None]:
         for function in patched:
             vars(function).pop(_PATCHED, None)
         for space, before in changed:
-            if before[_ENTRY] is None:
-                space.pop(_ENTRY, None)
-                del before[_ENTRY]
+            space.pop(_ENTRY, None)
             space.update(before)

@@ -7,6 +7,7 @@ __all__ = ["FACTORIES", "CodeTracer", "patched", "unchanged"]
 import functools
 import math
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -108,7 +109,7 @@ def unchanged(model: nn.Module, tracer: Ladder) -> Iterator[None]:
     try:
         first = {module: name for name, module in reversed(tracer.modules.items())}
         for module, name in first.items():
-            if not tracer.is_leaf_module(module, name):
+            if "training" in vars(module) and not tracer.is_leaf_module(module, name):
                 object.__setattr__(module, "training", Flag.of(module.training, name))
         yield
     finally:
@@ -278,8 +279,10 @@ def patched(tracer: Ladder) -> Iterator[None]:
         tracer.patches.update(isinstance=_is_instance, max=_extremum(tracer, max), min=_extremum(tracer, min))
         stack.enter_context(mock.patch.object(torch.jit.ScriptFunction, "__call__", _scripted))
         stack.enter_context(mock.patch.object(type(torch.autograd.Variable), "__call__", _variable))
-        # Functions that their authors closed to torch.fx are opened: what is inside has rules.
+        # Functions that their authors closed to torch.fx are opened, compiled ones as well: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
+        if "torch._dynamo.config" in sys.modules:  # or nothing was compiled
+            stack.enter_context(sys.modules["torch._dynamo.config"].patch(error_on_nested_fx_trace=False))
         converters = stand_ins(tracer.create_proxy, lambda v: issubclass(type(v), ValueProxy))
         for space, names in tracer.lessons.converts:
             stack.enter_context(_replaced(space, {name: converters[name] for name in names}))

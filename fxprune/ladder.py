@@ -149,7 +149,7 @@ class Ladder(CaptureTracer):
 
         Where more than flags differ, the graph has what the model does in the mode that it is in.
         """
-        flag = vars(module)["training"]
+        flag = vars(module).get("training")
         if type(flag) is not Flag:
             return run()
         flag.decided = False

@@ -13,7 +13,11 @@ from torch import Tensor, fx, nn
 
 from fxprune.api import prune_channels
 from fxprune.capture import trace
-from fxprune.errors import TraceError
+from fxprune.dependency import DependencyGraph
+from fxprune.errors import ArgumentTypeError, TraceError
+from fxprune.models import randomize
+from fxprune.planning import plan_channels
+from fxprune.verification import verify
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -144,6 +148,47 @@ def test_a_model_that_was_compiled_in_place_is_traced_as_it_was_written() -> Non
     assert model[0]._compiled_call_impl is entry
     model[0]._compiled_call_impl = None
     assert torch.equal(gm(IMAGE), model(IMAGE))
+
+
+@functools.partial(torch.compile, backend="eager")
+def compiled_function(x: Tensor) -> Tensor:
+    """What a library may do with its activations."""
+    return torch.relu(x) * 2
+
+
+class WithCompiledParts(nn.Module):
+    """A compiled block, and a compiled function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3))
+        self.block = torch.compile(block, backend="eager")
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(compiled_function(self.block(x)))
+
+
+def test_compiled_parts_are_traced_as_they_were_written() -> None:
+    model = randomize(WithCompiledParts()).double().eval()
+    images = IMAGE.double()
+    deps = DependencyGraph.from_model(model, images)
+    assert called(deps.gm, "call_module")[:2] == ["block._orig_mod.0", "block._orig_mod.1"]
+    plan = plan_channels(deps, 0.5)
+    proof = verify(model, plan, images)
+    assert proof.max_relative_error < 1e-10
+    assert not proof.inexact
+    small = plan.apply(model)
+    assert small.get_submodule("block._orig_mod.0").out_channels == 6
+    assert model.training is model.block.training is small.training is False
+    small.train()
+    assert small.get_submodule("block._orig_mod.1").training
+
+
+def test_a_compiled_model_is_refused_in_words() -> None:
+    model = torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), backend="eager")
+    with pytest.raises(ArgumentTypeError, match=r"pass model\._orig_mod"):
+        trace(model, IMAGE)
 
 
 def test_a_root_with_hooks_is_called_once() -> None:
