@@ -88,6 +88,24 @@ def test_modules_are_afterwards_what_they_were(kind: type[nn.Module]) -> None:
     assert "y" in str(fx.symbolic_trace(nn.Sequential(nn.Identity(), Adding())).graph)  # torch's own works as before
 
 
+SEEN: list[object] = []
+
+
+class Looking(nn.Sequential):
+    """Looks at how modules are called while it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN.extend((nn.Module.__call__, nn.Module.__getattr__))
+        return super().forward(x)
+
+
+def test_the_class_of_all_modules_is_left_alone() -> None:
+    SEEN.clear()
+    trace(Looking(nn.Conv2d(3, 4, 3), Looking(nn.ReLU())), IMAGE)
+    now = [nn.Module.__call__, nn.Module.__getattr__]
+    assert [SEEN[:2], SEEN[2:]] == [now, now]
+
+
 class Adding(nn.Module):
     """Reads a parameter."""
 
