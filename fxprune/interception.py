@@ -49,14 +49,24 @@ class _Entry:
 class _Watched(dict[str, Any]):
     """The parameters or buffers of a module, of which the tracer says what asking for one gives. A copy is plain."""
 
-    __slots__ = ("tracer",)
+    __slots__ = ("held", "tracer")
 
     def __init__(self, held: dict[str, Any], tracer: Ladder) -> None:
         super().__init__(held)
+        self.held = held
         self.tracer = tracer
+
+    @property
+    def changed(self) -> bool:
+        """Whether the traced code has put another tensor in the place of one of these, and left it there."""
+        return any(self.get(name) is not tensor for name, tensor in self.held.items())
 
     def __getitem__(self, name: str) -> Any:
         return self.tracer.getattr(name, super().__getitem__(name), {})
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.tracer.written |= not self.tracer.evaluating
+        super().__setitem__(name, self.tracer.tensor_of(value))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return dict, (dict(self),)

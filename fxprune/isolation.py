@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.overrides import is_tensor_method_or_property
+from torch.utils import checkpoint
 
 from fxprune.conversion import stand_ins
 from fxprune.evaluation import MATH
@@ -48,6 +49,11 @@ _PLAIN = frozenset((bool, int, float, str, tuple, set, type(None), Tensor, nn.Pa
 _DICTIONARIES = (dict, OrderedDict)
 _NOT_ENTERED = (type, ModuleType, FunctionType, fx.Graph)
 
+
+# What torch does around a checkpointed function (by its name in torch 2.11, and since), which no proxy comes through.
+_CHECKPOINTING = frozenset(
+    ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"),
+)
 
 # Methods that take sizes: of a tensor that is no proxy they refuse proxies, or make numbers of them.
 _METHODS = (
@@ -142,7 +148,11 @@ def _is_instance(thing: Any, kind: Any, _original: Callable[[Any, Any], bool] = 
     if actual is ValueProxy or actual is ValueAttribute:
         if kind in _PROXIES:
             return issubclass(actual, kind)
-        return _original(thing.value, kind) or (type(kind) is tuple and fx.Proxy in kind)
+        if _original(thing.value, kind) or (type(kind) is tuple and fx.Proxy in kind):
+            return True
+        if kind is nn.Parameter or (type(kind) is tuple and nn.Parameter in kind):  # its value is none
+            return actual is ValueProxy and issubclass(type(thing.tracer.tensor_of(thing)), nn.Parameter)
+        return False
     return _original(thing, kind)
 
 
@@ -177,6 +187,11 @@ def _extremum(tracer: fx.Tracer, function: Callable[..., Any]) -> Callable[..., 
         return recorded(list(args[0])) if len(args) == 1 and hasattr(args[0], "__next__") else recorded(*args)
 
     return call
+
+
+def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """What goes on around a function whose activations are not kept, for one that is only traced."""
+    yield
 
 
 def _variable(kind: type, *args: Any, **kwargs: Any) -> Any:
@@ -281,6 +296,9 @@ def patched(tracer: Ladder) -> Iterator[None]:
         stack.enter_context(mock.patch.object(type(torch.autograd.Variable), "__call__", _variable))
         # Functions that their authors closed to torch.fx are opened, compiled ones as well: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
+        stack.enter_context(
+            _replaced(vars(checkpoint), dict.fromkeys(_CHECKPOINTING & vars(checkpoint).keys(), _nothing))
+        )
         if "torch._dynamo.config" in sys.modules:  # or nothing was compiled
             stack.enter_context(sys.modules["torch._dynamo.config"].patch(error_on_nested_fx_trace=False))
         converters = stand_ins(tracer.create_proxy, lambda v: issubclass(type(v), ValueProxy))

@@ -110,7 +110,7 @@ class Ladder(CaptureTracer):
         """Trace a submodule; if that fails, take back what it recorded and make it one opaque node."""
         if self.evaluating or id(m) not in self.installed:  # one that the forward makes has no name to call it by
             return forward(*args, **kwargs)
-        if self.is_leaf_module(m, ""):
+        if self.is_leaf_module(m, "") and not (self.written and self._is_changed(m)):
             return self.within(m, lambda path: self.create_proxy("call_module", path, args, kwargs))
         last = next(iter(reversed(self.graph.nodes)))
         try:
@@ -126,6 +126,10 @@ class Ladder(CaptureTracer):
             proxy = self._opaque(path, args, kwargs, self._probe_module(m, args, kwargs), self.reason(error))
             self.failure = None
             return proxy
+
+    def _is_changed(self, module: nn.Module) -> bool:
+        """Whether a layer has other tensors now than the model's, as inside of ``torch.func.functional_call``."""
+        return any(getattr(held, "changed", False) for held in (module._parameters, module._buffers))
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None

@@ -75,6 +75,7 @@ class CaptureTracer(EvaluatingTracer):
         self._constants: list[Tensor] = []
         self.originals: dict[str, Any] = {}
         self.patches: dict[str, Any] = {}
+        self.written = False  # whether the traced code gave a module other tensors
         self._leaves: dict[type[nn.Module], bool] = {}
         self._stack: dict[str, Any] | None = None  # the modules that nodes are in now, which share this
 
@@ -152,6 +153,8 @@ class CaptureTracer(EvaluatingTracer):
             return tuple(self.create_arg(x) for x in a)
         if issubclass(kind, np.generic):
             return a.item()
+        if issubclass(kind, nn.Module):
+            raise TypeError(f"a module ({kind.__name__}) is given to something that cannot be traced")
         if issubclass(kind, tuple) and hasattr(kind, "_fields"):
             return self.create_proxy("call_function", kind, tuple(a), {}).node
         if not dataclasses.is_dataclass(a) or isinstance(a, type | dict):
@@ -256,6 +259,12 @@ class CaptureTracer(EvaluatingTracer):
             self.tensors[name] = tensor
         proxy: ValueProxy = self.create_proxy("get_attr", name, (), {})
         return proxy
+
+    def tensor_of(self, value: Any) -> Any:
+        """The tensor of the model that a proxy stands for; anything else as it is."""
+        if type(value) is ValueProxy and value.node.op == "get_attr":
+            return self.tensors[str(value.node.target)]
+        return value
 
     def flag_node(self, flag: Flag) -> fx.Node:
         """The one node that says whether a module is training; it stands behind the inputs."""

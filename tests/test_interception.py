@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from fxprune.api import prune_channels
 from fxprune.capture import trace
@@ -201,6 +202,116 @@ def test_compiled_parts_are_traced_as_they_were_written() -> None:
     assert model.training is model.block.training is small.training is False
     small.train()
     assert small.get_submodule("block._orig_mod.1").training
+
+
+class Fast(nn.Module):
+    """Two layers of which the first is given weights by a function of the network."""
+
+    def __init__(self, weights: Callable[[Any], dict[str, Any]]) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.b = nn.Conv2d(8, 4, 3)
+        self.gain = nn.Parameter(torch.randn(8, 3, 3, 3))
+        self.weights = weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        called = torch.func.functional_call(self.a, self.weights(self), (x,))
+        return self.b(called * self.a(x))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda net: {"weight": net.gain * net.a.weight},
+        lambda net: {"weight": torch.linspace(-1, 1, 216).reshape(8, 3, 3, 3)},
+        lambda net: {"weight": net.gain, "bias": net.a.bias * 2},
+    ],
+)
+def test_a_layer_that_is_given_other_weights_computes_with_them(weights: Callable[[Any], dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    model = Fast(weights).eval()
+    gm = trace(model, IMAGE)
+    assert torch.allclose(gm(IMAGE), model(IMAGE))
+    assert "a" in called(gm, "call_module")  # where it has its own, it is the layer that it was
+
+
+def test_the_proof_holds_where_weights_are_computed_for_a_layer() -> None:
+    torch.manual_seed(0)
+    model = Fast(lambda net: {"weight": net.gain * net.a.weight}).double().eval()
+    plan = plan_channels(DependencyGraph.from_model(model, IMAGE.double()), 0.5)
+    assert plan.layers["b"].inputs is not None
+    assert verify(model, plan, IMAGE.double()).max_relative_error < 1e-10
+
+
+class Asking(nn.Module):
+    """Decides by what kind of tensor it has, and asks for parameters by their names."""
+
+    def __init__(self, gain: Any) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        if isinstance(gain, nn.Parameter):
+            self.gain = gain
+        else:
+            self.register_buffer("gain", gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.conv2d(x, self.a.weight, self.get_parameter("a.bias"))
+        if isinstance(self.gain, nn.Parameter) and isinstance(self.gain, (nn.Parameter, int)):
+            y = y * self.gain
+        return y if isinstance(y, nn.Parameter) else y + 1
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_parameter_is_known_as_one(learned: bool) -> None:
+    gain = torch.full((8, 1, 1), 3.0)
+    model = Asking(nn.Parameter(gain) if learned else gain).eval()
+    assert torch.allclose(trace(model, IMAGE)(IMAGE), model(IMAGE))
+
+
+class Checkpointed(nn.Module):
+    """Does not keep the activations of its body."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.out = nn.Conv2d(8, 4, 1)
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.run(self.body, x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda body, x: checkpoint(body, x, use_reentrant=False),
+        lambda body, x: checkpoint(body, x, use_reentrant=True),
+        lambda body, x: checkpoint(lambda y: body(y) * 2, x, use_reentrant=False, preserve_rng_state=False),
+        lambda body, x: checkpoint_sequential(body, 2, x, use_reentrant=False),
+    ],
+)
+def test_checkpointing_is_seen_through(run: Callable[[Any, Tensor], Tensor], training: bool) -> None:
+    model = randomize(Checkpointed(run)).double().train(training)
+    images = IMAGE.double()
+    deps = DependencyGraph.from_model(model, images)
+    assert [name for name in called(deps.gm, "call_module") if name.startswith("body")][:2] == ["body.0", "body.1"]
+    plan = plan_channels(deps, 0.5)
+    assert verify(model, plan, images).max_relative_error < 1e-10
+    small = plan.apply(model)
+    assert small.get_submodule("body.0").out_channels == 4
+    small(images).sum().backward()
+    assert small.get_parameter("body.0.weight").grad is not None
+
+
+def untraceable(body: nn.Module, x: Tensor) -> Tensor:
+    """Looks at numbers."""
+    return body(x) if float(x.sum()) > 0 else x
+
+
+def test_a_module_that_is_given_to_something_closed_is_said_to_be() -> None:
+    with pytest.raises(TraceError, match="Checkpointed could not be captured"):
+        trace(Checkpointed(untraceable), IMAGE)
 
 
 def test_a_compiled_model_is_refused_in_words() -> None:
