@@ -41,7 +41,7 @@ from fxprune.evaluation import FAILURES, value_of
 from fxprune.interception import intercepted
 from fxprune.isolation import CodeTracer, patched, unchanged
 from fxprune.ladder import Again, Ladder, Lessons
-from fxprune.nested import map_nested, modules_by_name
+from fxprune.nested import map_nested, modules_by_name, registered
 from fxprune.signature import expect
 from fxprune.training import TRAINING_FLAG, TrainingState
 
@@ -276,7 +276,7 @@ def conform(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> dict[str, n
                 vars(module)["training"] = owner.training
             else:
                 module.training = owner.training
-        for buffer in module._buffers:
+        for buffer in registered(module, "_buffers"):
             kept = original is not None and buffer in original._buffers
             if not kept or buffer in original._non_persistent_buffers_set:  # type: ignore[union-attr]
                 module._non_persistent_buffers_set.add(buffer)

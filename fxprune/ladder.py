@@ -112,6 +112,9 @@ class Ladder(CaptureTracer):
             return forward(*args, **kwargs)
         if self.is_leaf_module(m, "") and not (self.written and self._is_changed(m)):
             return self.within(m, lambda path: self.create_proxy("call_module", path, args, kwargs))
+        if isinstance(m, torch.jit.ScriptModule):
+            probed = self._probe_module(m, args, kwargs)
+            return self._opaque(self.path_of_module(m), args, kwargs, probed, "TorchScript has no Python code of it")
         last = next(iter(reversed(self.graph.nodes)))
         try:
             decomposed = DECOMPOSITIONS.get(type(m))

@@ -35,6 +35,7 @@ from fxprune.errors import (
     WeightError,
     nearest_names,
 )
+from fxprune.nested import registered
 
 LAYERS: tuple[type[nn.Module], ...] = (_ConvNd, nn.Linear)
 """The layers whose weights one sparsity for all applies to."""
@@ -69,7 +70,7 @@ class WeightPlace(NamedTuple):
     @property
     def parametrization(self) -> ParametrizationList | None:
         """The parametrizations of the parameter, if it has any."""
-        holder = self.owner._modules.get("parametrizations")
+        holder = registered(self.owner, "_modules").get("parametrizations")
         found = None if holder is None else holder._modules.get(self.attribute)
         return found if isinstance(found, ParametrizationList) else None
 
@@ -84,7 +85,7 @@ class WeightPlace(NamedTuple):
         stored = self.parametrization
         if stored is not None:
             return tuple(stored.parameters(recurse=False))
-        plain = self.owner._parameters.get(self.attribute)
+        plain = registered(self.owner, "_parameters").get(self.attribute)
         return () if plain is None else (plain,)
 
 
@@ -105,8 +106,8 @@ def _walk(module: nn.Module) -> Iterator[tuple[str, WeightPlace]]:
         if isinstance(owner, ParametrizationList):
             continue
         prefix = f"{path}." if path else ""
-        holder = owner._modules.get("parametrizations")
-        for name in [*(holder._modules if holder is not None else ()), *owner._parameters]:
+        holder = registered(owner, "_modules").get("parametrizations")
+        for name in [*(holder._modules if holder is not None else ()), *registered(owner, "_parameters")]:
             place = WeightPlace(owner, name)
             # A bias that the layer goes without is None, and a parametrized buffer holds no parameter.
             if place.identity:

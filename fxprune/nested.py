@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["atomic", "leaves", "map_nested", "modules_by_name", "tensors_by_name"]
+__all__ = ["atomic", "leaves", "map_nested", "modules_by_name", "registered", "tensors_by_name"]
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -70,6 +70,16 @@ def modules_by_name(root: nn.Module) -> dict[str, nn.Module]:
             prefix = f"{name}." if name else ""
             pending += [(prefix + key, child) for key, child in reversed(children.items()) if child is not None]
     return found
+
+
+def registered(module: nn.Module, kind: str) -> dict[str, Any]:
+    """What a module holds by name, as one of TorchScript holds it in no dictionary.
+
+    Args:
+        module: Any module.
+        kind: ``"_parameters"``, ``"_buffers"`` or ``"_modules"``.
+    """
+    return dict(getattr(module, kind).items())
 
 
 def tensors_by_name(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:

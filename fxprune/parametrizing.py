@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from fxprune.errors import ArgumentError, ArgumentTypeError, WeightError
 from fxprune.masks import WeightPlace, find_place, parameter_name, weight_places
+from fxprune.nested import registered
 
 
 class Mask(nn.Module):
@@ -53,7 +54,7 @@ def copy_network(gm: fx.GraphModule) -> fx.GraphModule:
     """A deep copy that shares nothing with the original, not even the classes of parametrized modules."""
     copied: fx.GraphModule = copy.deepcopy(gm)
     for module in copied.modules():
-        holder = module._modules.get("parametrizations")
+        holder = registered(module, "_modules").get("parametrizations")
         if holder is None or not any(isinstance(m, ParametrizationList) for m in holder._modules.values()):
             continue
         if not isinstance(holder, nn.ModuleDict):
@@ -243,7 +244,7 @@ def _retarget(network: nn.Module) -> None:
 
 def _plain_class(module: nn.Module) -> type[nn.Module]:
     """The class without the properties of parametrized tensors; the class itself if it has none."""
-    holder = module._modules.get("parametrizations")
+    holder = registered(module, "_modules").get("parametrizations")
     names = () if holder is None else holder._modules
     kind = type(module)
     injected = any(isinstance(vars(kind).get(name), property) for name in names)

@@ -306,7 +306,7 @@ def _is_leaf(kind: type[nn.Module]) -> bool:
     for base in kind.__mro__:
         if base.__module__.startswith(("torch.nn", "torch.ao.nn")):
             return base is not nn.Module and (kind is base or _keeps_forward(kind, base))
-    return issubclass(kind, torch.jit.ScriptModule)
+    return False
 
 
 def _keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:

@@ -18,6 +18,7 @@ from fxprune.dependency import DependencyGraph
 from fxprune.errors import ArgumentTypeError, TraceError
 from fxprune.models import randomize
 from fxprune.planning import plan_channels
+from fxprune.sparsity import prune_weights
 from fxprune.verification import verify
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -312,6 +313,23 @@ def untraceable(body: nn.Module, x: Tensor) -> Tensor:
 def test_a_module_that_is_given_to_something_closed_is_said_to_be() -> None:
     with pytest.raises(TraceError, match="Checkpointed could not be captured"):
         trace(Checkpointed(untraceable), IMAGE)
+
+
+def test_a_scripted_part_stays_as_it_is_and_is_said_to() -> None:
+    part = torch.jit.script(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), part, nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)).double().eval()
+    images = IMAGE.double()
+    deps = DependencyGraph.from_model(model, images)
+    assert "TorchScript has no Python code of it" in deps.explain("0")
+    plan = plan_channels(deps, 0.5)
+    proof = verify(model, plan, images)
+    assert proof.exact
+    assert proof.max_relative_error < 1e-10
+    small = plan.apply(model)
+    assert small.get_submodule("2").weight.shape == (3, 8, 3, 3)
+    assert torch.equal(small.state_dict()["1.0.running_var"], part.state_dict()["0.running_var"])
+    masked = prune_weights(model, images, 0.5)
+    assert int((masked.get_submodule("0").weight == 0).sum()) == 108
 
 
 def test_a_compiled_model_is_refused_in_words() -> None:
