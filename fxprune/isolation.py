@@ -50,11 +50,6 @@ _DICTIONARIES = (dict, OrderedDict)
 _NOT_ENTERED = (type, ModuleType, FunctionType, fx.Graph)
 
 
-# What torch does around a checkpointed function (by its name in torch 2.11, and since), which no proxy comes through.
-_CHECKPOINTING = frozenset(
-    ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"),
-)
-
 # Methods that take sizes: of a tensor that is no proxy they refuse proxies, or make numbers of them.
 _METHODS = (
     "__getitem__",
@@ -194,6 +189,23 @@ def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
     yield
 
 
+class _Call:
+    """The same as a function with a gradient."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        """Call the function that is not to keep its activations."""
+        return function(*args)
+
+
+_CHECKPOINTING = {
+    "CheckpointFunction": _Call,
+    "_checkpoint_without_reentrant_generator": _nothing,  # of torch 2.11
+    "_checkpoint_without_reentrant_generator_impl": _nothing,
+}
+"""What torch does by these names around a checkpointed function, no proxy comes through."""
+
+
 def _variable(kind: type, *args: Any, **kwargs: Any) -> Any:
     """``Variable(x)``, as code for early torch has it: the tensor itself, which may be a proxy."""
     return args[0] if args and holds_proxy(args[0]) else type.__call__(kind, *args, **kwargs)
@@ -296,9 +308,8 @@ def patched(tracer: Ladder) -> Iterator[None]:
         stack.enter_context(mock.patch.object(type(torch.autograd.Variable), "__call__", _variable))
         # Functions that their authors closed to torch.fx are opened, compiled ones as well: what is inside has rules.
         stack.enter_context(mock.patch.dict(_wrapped_fns_to_patch, clear=True))
-        stack.enter_context(
-            _replaced(vars(checkpoint), dict.fromkeys(_CHECKPOINTING & vars(checkpoint).keys(), _nothing))
-        )
+        known = vars(checkpoint).keys()
+        stack.enter_context(_replaced(vars(checkpoint), {n: v for n, v in _CHECKPOINTING.items() if n in known}))
         if "torch._dynamo.config" in sys.modules:  # or nothing was compiled
             stack.enter_context(sys.modules["torch._dynamo.config"].patch(error_on_nested_fx_trace=False))
         converters = stand_ins(tracer.create_proxy, lambda v: issubclass(type(v), ValueProxy))
