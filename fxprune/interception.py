@@ -68,6 +68,15 @@ class _Watched(dict[str, Any]):
         self.tracer.written |= not self.tracer.evaluating
         super().__setitem__(name, self.tracer.tensor_of(value))
 
+    def __delitem__(self, name: str) -> None:
+        self.tracer.written |= not self.tracer.evaluating
+        super().__delitem__(name)
+
+    def pop(self, *args: Any) -> Any:
+        """As of any dictionary."""
+        self.tracer.written |= not self.tracer.evaluating
+        return super().pop(*args)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return dict, (dict(self),)
 

@@ -236,6 +236,34 @@ def test_a_layer_that_is_given_other_weights_computes_with_them(weights: Callabl
     assert "a" in called(gm, "call_module")  # where it has its own, it is the layer that it was
 
 
+class Replacing(nn.Module):
+    """Takes the weight of a layer away, and puts what it computes in its place."""
+
+    def __init__(self, take: Callable[[nn.Module], Any]) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.b = nn.Conv2d(8, 4, 3)
+        self.take = take
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.a.weight
+        self.take(self.a)
+        self.a.weight = weight * 3
+        out = self.b(self.a(x))
+        del self.a.weight
+        self.a.register_parameter("weight", weight)
+        return out
+
+
+@pytest.mark.parametrize("take", [lambda a: delattr(a, "weight"), lambda a: a._parameters.pop("weight")])
+def test_a_layer_whose_weight_is_replaced_computes_with_the_other(take: Callable[[nn.Module], Any]) -> None:
+    model = Replacing(take).eval()
+    weight = model.a.weight
+    gm = trace(model, IMAGE)
+    assert model.a.weight is weight
+    assert torch.allclose(gm(IMAGE), model(IMAGE))
+
+
 def test_the_proof_holds_where_weights_are_computed_for_a_layer() -> None:
     torch.manual_seed(0)
     model = Fast(lambda net: {"weight": net.gain * net.a.weight}).double().eval()
