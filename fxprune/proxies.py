@@ -109,6 +109,18 @@ class ValueProxy(WritingProxy):
         super().__setitem__(index, value)
 
     @property
+    def data(self) -> Any:
+        """``x.data``, and ``x.data = y``, which writes ``y`` into ``x`` if it is as large."""
+        return self.__getattr__("data")
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        given = value.value if isinstance(value, ValueProxy) else value
+        if not isinstance(given, Tensor) or given.shape != self.value.shape or given.dtype != self.value.dtype:
+            raise TypeError(f"a tensor of shape {tuple(self.value.shape)} is given other data than it has room for")
+        self.data.copy_(value)
+
+    @property
     def value(self) -> Any:
         """The value for the example inputs."""
         return self.node.meta["val"]

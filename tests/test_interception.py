@@ -272,6 +272,27 @@ def test_the_proof_holds_where_weights_are_computed_for_a_layer() -> None:
     assert verify(model, plan, IMAGE.double()).max_relative_error < 1e-10
 
 
+class Doubling(nn.Module):
+    """Writes other data into a weight of its own before it is used, as networks of few bits do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.b = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.weight.data = self.a.weight.data.sign() * 0.5
+        return self.b(self.a(x))
+
+
+def test_other_data_of_a_weight_is_written_into_it() -> None:
+    model = Doubling().eval()
+    before = model.a.weight.detach().clone()
+    gm = trace(model, IMAGE)
+    assert torch.equal(model.a.weight, before)
+    assert torch.allclose(copy.deepcopy(gm)(IMAGE), copy.deepcopy(model)(IMAGE))
+
+
 class Asking(nn.Module):
     """Decides by what kind of tensor it has, and asks for parameters by their names."""
 
