@@ -245,7 +245,7 @@ def rebuild(
     targets = _targets(gm, modules)
     memo: dict[int, Any] = {}
     known: dict[int, Tensor] = {}
-    for name, value in targets.items():
+    for name, value in reversed(targets.items()):
         for path, tensor in _tensors(value, name):
             if path in replaced:
                 memo[id(tensor)] = _replacement(tensor, cut(tensor, replaced[path], known))
