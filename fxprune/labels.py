@@ -122,7 +122,8 @@ class Labels:
 
 def spread(layer: Layer, shape: tuple[int, ...]) -> Tensor:
     """The label of every element of a value of that shape, as a view without memory of its own."""
-    return layer.tensor.expand(shape)
+    tensor = layer.tensor
+    return tensor if tensor.shape == shape else tensor.expand(shape)
 
 
 def compact(tensor: Tensor) -> Layer:
@@ -132,10 +133,15 @@ def compact(tensor: Tensor) -> Layer:
     for dim, size in enumerate(tensor.shape):
         if size > 1 and strides[dim] == 0:
             tensor = tensor.narrow(dim, 0, 1)
-    for dim, size in enumerate(tensor.shape):
+    array: IntArray = tensor.numpy()
+    corner = [0] * array.ndim
+    for dim, size in enumerate(array.shape):
         if size > 1:
+            corner[dim], start = 1, array.item(0)
+            beside = array[tuple(corner)]  # as a rule one look tells
+            corner[dim] = 0
             first = tensor.narrow(dim, 0, 1)
-            if tensor.narrow(dim, 1, 1).ne(first).any() or tensor.ne(first).any():
+            if beside != start or tensor.ne(first).any():
                 dims.append(dim)
             else:
                 tensor = first

@@ -280,6 +280,8 @@ def _permuted(value: Labels, target: Sequence[int], rank: int) -> Labels:
 def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Labels:
     """Labels of a concatenation along ``dim``, or of a stack along a new dimension ``dim``."""
     full = ctx.output_shape()
+    if not stacked and all([len(v.layers) == 1 and v.layers[0].dims == (dim,) for v in values]):
+        return _joined_lines(ctx, values, dim, full)
     values = _untangled(ctx, values)
     if stacked:
         values = [_permuted(v, [d + (d >= dim) for d in range(len(v.full))], len(full)) for v in values]
@@ -313,6 +315,14 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
             joined = ctx.join(lambda tensors: torch.cat(tensors, dim), parts, free)
             layers += [] if joined is None else [joined]
     return Labels(full, tuple(layers), why)
+
+
+def _joined_lines(ctx: Reading, values: Sequence[Labels], dim: int, full: tuple[int, ...]) -> Labels:
+    """What :func:`join` gives of values that vary along ``dim`` alone: their labels in a row, one after the other."""
+    lines = [first_per_line(v.layers[0], dim) for v in values]
+    joined = ctx.join(torch.cat, [(Layer(line, (0,), line), line.shape) for line in lines])
+    layers = () if joined is None else (place(joined.tensor, dim, len(full)),)
+    return Labels(full, layers, next((v.why for v in values if v.why), None))
 
 
 def _one_layer(ctx: Reading, value: Labels, dims: Sequence[int]) -> Layer:
