@@ -280,13 +280,13 @@ def _settle_columns(recorder: Recorder, rects: list[IntArray], unit: IntArray, g
 def _count_in(signature: NDArray[np.uint64], blocks: IntArray, rng: np.random.Generator) -> None:
     """Add a number of each block to those of its units, as often as they stand in it."""
     number = rng.integers(1, 2**63, (len(blocks), 1), dtype=np.uint64)
-    np.add.at(signature, blocks, np.broadcast_to(number, blocks.shape))
+    np.add.at(signature, blocks, number)
 
 
 def _refinement_count(blocks: IntArray, signature: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> int:
     """Into how many classes the units of these blocks would fall; ``scratch`` is 0, and left so."""
     number = np.arange(1, len(blocks) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    np.add.at(scratch, blocks, np.broadcast_to(number[:, None], blocks.shape))
+    np.add.at(scratch, blocks, number[:, None])
     trial = signature[blocks] + scratch[blocks]
     scratch[blocks] = 0
     return len(np.unique(trial))

@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.formulas import FORMULAS, empty, empty_like
+from fxprune.formulas import FORMULAS, alike, empty
 
 _POINTWISE: frozenset[type[nn.Module]] = frozenset(
     {
@@ -64,12 +64,12 @@ _PER_CHANNEL: frozenset[type[nn.Module]] = frozenset(
 
 
 def _pointwise(module: Any, x: Tensor) -> Tensor:
-    return empty_like(x)
+    return alike(x)
 
 
 def _per_channel(module: Any, x: Tensor) -> Tensor | None:
     module._check_input_dim(x)
-    return empty_like(x) if x.dim() > 1 and x.shape[1] == module.num_features else None
+    return alike(x) if x.dim() > 1 and x.shape[1] == module.num_features else None
 
 
 def _same_shape(module: Any, x: Tensor) -> Tensor | None:
@@ -81,7 +81,7 @@ def _same_shape(module: Any, x: Tensor) -> Tensor | None:
         fits = tuple(x.shape[-len(module.normalized_shape) :]) == tuple(module.normalized_shape)
     else:  # a softmax; on the meta device nothing else says that there is no such dimension
         fits = module.dim is None or x.size(module.dim) >= 0
-    return empty_like(x) if fits else None
+    return alike(x) if fits else None
 
 
 def _size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

@@ -128,19 +128,20 @@ def cut(tensor: Tensor, plan: TensorCut, known: dict[int, Tensor] | None = None)
         plan: What is kept.
         known: Indices as tensors by the ``id`` of the plan's, which are kept there for other tensors of a layer.
     """
+    if tensor.ndim == 1 and plan.axes:  # as of a batch norm: so short that only the number of calls counts
+        ((_, index),) = plan.axes
+        chosen = None if known is None else known.get(id(index))
+        if chosen is None:
+            chosen = torch.from_numpy(index).to(tensor.device)
+            if known is not None:
+                known[id(index)] = chosen
+        return tensor.detach().index_select(0, chosen)
     result = tensor.detach()
     kept: dict[int, IntArray] = {}
     groups = 1
     for axis, index in plan.axes:
         kept[axis.dim] = index
         groups = max(groups, axis.groups)
-    if tensor.ndim == 1 and kept:  # as of a batch norm: so short that only the number of calls counts
-        chosen = None if known is None else known.get(id(kept[0]))
-        if chosen is None:
-            chosen = torch.from_numpy(kept[0]).to(tensor.device)
-            if known is not None:
-                known[id(kept[0])] = chosen
-        return result.index_select(0, chosen)
     if groups > 1:
         result = _cut_blocks(result, plan, groups)
     elif kept and tensor.is_cpu and tensor.dtype in _NUMPYS and tensor.is_contiguous():

@@ -135,7 +135,7 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
             found = np.array([count]) if single else class_counts(sizes, wanted, classes.balance, classes.needs)
             classes.counts[count] = found
         counts = classes.counts[count]
-        ranked = members[np.lexsort((-scores[members], classes.index))]  # class by class, the best first
+        ranked = members[_ranking(scores[members], classes.index)]
         starts = np.cumsum(sizes) - sizes
         kept[ranked[np.arange(len(members)) - np.repeat(starts, sizes) >= np.repeat(counts, sizes)]] = False
         for number in np.flatnonzero(sizes > 1) if structure.pieces else ():
@@ -144,6 +144,13 @@ def select(structure: Structure, scores: FloatArray, keep: Mapping[int, int]) ->
             if inside is not None:
                 _revive(kept, order, inside, scores)
     return kept
+
+
+def _ranking(scores: FloatArray, index: IntArray) -> IntArray:
+    """Positions class by class, in each the best first, of equal ones the first."""
+    order = np.argsort(-scores, kind="stable")
+    classes = index.astype(np.min_scalar_type(index.max()))  # small numbers are sorted by their digits
+    return order[np.argsort(classes[order], kind="stable")]
 
 
 def _worst(scores: FloatArray, count: int) -> IntArray:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.formulas import ELEMENT_WISE, FORMULAS, META, element_wise, empty_like
+from fxprune.formulas import ELEMENT_WISE, FORMULAS, META, alike, element_wise, empty_like
 from fxprune.layer_formulas import LAYERS
 from fxprune.nested import map_nested
 
@@ -90,7 +90,7 @@ class MetaRunner:
         if function in _SAME_SHAPE_FUNCTIONS and isinstance(x, Tensor) and not kwargs.get("inplace"):
             sizes = [len(v) for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
             if x.dim() > 1 and all(size == x.shape[1] for size in sizes):
-                return empty_like(x)
+                return alike(x)
         quick = self._quick(function, args, kwargs)
         if quick is not None:
             return quick

@@ -134,7 +134,7 @@ class Structure:
         for labels in (*axes.values(), *self.recorder.pieces):
             units = self.unit[labels]
             if several[self.group[units]].any():  # else there would be no choice to restrict
-                kinds = np.unique(self.kind[units])
+                kinds = _distinct(self.kind[units])
                 rows.setdefault(kinds.tobytes(), kinds)
         needed: dict[int, list[IntArray]] = {}
         for kinds in rows.values():
@@ -198,6 +198,11 @@ class Structure:
         label = np.zeros(self.units, dtype=np.int64)
         label[self.unit[::-1]] = np.arange(len(self.unit))[::-1]
         return label[units].reshape(-1)
+
+
+def _distinct(values: IntArray) -> IntArray:
+    """What :func:`np.unique` gives; it sorts all, and equal ones mostly follow one another."""
+    return np.unique(values[np.flatnonzero(np.diff(values, prepend=~values[:1]))])
 
 
 def _balance(structure: Structure, kinds: IntArray, sizes: IntArray, group: int) -> NDArray[np.float64]:
