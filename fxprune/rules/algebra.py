@@ -115,6 +115,12 @@ def meet(ctx: Reading, values: Sequence[Labels], full: tuple[int, ...]) -> Label
     An operand of size 1 says nothing about the dimension that it is broadcast along; a dimension along which an
     operand has size but no labels stays whole.
     """
+    alike = {v.layers[0].dims if len(v.layers) == 1 and len(v.full) == len(full) else () for v in values}
+    if len(alike) == 1 and () not in alike:  # as in most sums and products
+        base, *others = [v.layers[0] for v in values]
+        for layer in others:
+            _tie_layers(ctx, layer, base)
+        return Labels(full, (base,), next((v.why for v in values if v.why), None))
     values = _untangled(ctx, [_aligned(v, len(full)) for v in values])
     result: list[Layer] = []
     for dims in _clusters([layer for v in values for layer in v.layers]):
@@ -137,6 +143,14 @@ def meet(ctx: Reading, values: Sequence[Labels], full: tuple[int, ...]) -> Label
         if not fixed:
             result.append(base)
     return Labels(full, tuple(result), next((v.why for v in values if v.why), None))
+
+
+def _tie_layers(ctx: Reading, layer: Layer, base: Layer) -> None:
+    """Tie two layers that vary along the same dimensions."""
+    if layer.line is not None and base.line is not None:
+        ctx.tie(layer.line, base.line)
+    else:
+        ctx.tie(layer.tensor, base.tensor)
 
 
 def _untangled(ctx: Reading, values: Sequence[Labels]) -> list[Labels]:
