@@ -27,6 +27,8 @@ from fxprune.shapes import MetaRunner
 from fxprune.sources import source_of
 from fxprune.vocabulary import Vocabulary, apart, labels_in
 
+_UNKNOWN = Labels(())
+
 # What a rule can raise when it meets arguments that it does not expect.
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -51,7 +53,7 @@ class Reading(Vocabulary):
         self._runner = MetaRunner(torch.device("cpu"))
         self.modules = modules_by_name(gm) if modules is None else modules
         self._layers: dict[str, str] = {}
-        self._standing: dict[tuple[str, str], Labels | None] = {}
+        self._standing: dict[tuple[Any, str], Labels | None] = {}
 
     # The pass ---------------------------------------------------------------------------------------------------------
 
@@ -233,8 +235,9 @@ class Reading(Vocabulary):
 
     def tensor_of(self, module: nn.Module, attribute: str) -> Labels | None:
         """A tensor of the called layer as it stands, or None if the layer has none of that name."""
-        key = (str(self.node.target), attribute)
-        if key not in self._standing:
+        key = (self.node.target, attribute)
+        known = self._standing.get(key, _UNKNOWN)
+        if known is _UNKNOWN:
             known = None
             held = module._parameters if attribute in module._parameters else module._buffers
             # A module looks everywhere else first.
@@ -243,7 +246,7 @@ class Reading(Vocabulary):
                 name = self.canonical(f"{self.node.target}.{attribute}")
                 known = Labels(self.shape_of(name), (), None, name)
             self._standing[key] = known
-        return self._standing[key]
+        return known
 
     def layer_of(self, tensor: str) -> str:
         """The layer that a parameter belongs to.

@@ -29,7 +29,7 @@ from fxprune.nested import tensors_by_name
 from fxprune.reading import FAILURES, Reading
 from fxprune.records import Cover, Freeze, Inexact, Moved, Read, Rect, Tie, lines_of, numbers
 from fxprune.rules.table import Rule
-from fxprune.vocabulary import Axis, Declined, Use, axis_length, labels_in
+from fxprune.vocabulary import Axis, Declined, Use, labels_in
 
 Value = TypeVar("Value")
 
@@ -92,7 +92,7 @@ class Recorder(Reading):
 
     def apply(self, rule: Rule, args: Any, kwargs: Any) -> Any:
         """A rule that does not cover the call, or fails at it, leaves nothing behind; the node is opaque."""
-        lengths, known = [len(records) for records in self._records], len(self.axes)
+        lengths, known = tuple(map(len, self._records)), len(self.axes)
         count, flags = self.count, (self.rearranged, self.counted)
         try:
             return self.by_rule(rule, args, kwargs)
@@ -186,7 +186,7 @@ class Recorder(Reading):
         """Fresh names, or those of an earlier call of the same layer."""
         labels = self.axes.get(axis)
         if labels is None:
-            labels = self.axes[axis] = self.fresh(axis_length(self.original(axis.tensor), axis))
+            labels = self.axes[axis] = self.fresh(self.shape_of(axis.tensor)[axis.dim] * axis.groups)
             if labels.shape[0] == 1:
                 self.freeze(labels, "it is the only channel")
         self._use("producer", layer, axis, labels)

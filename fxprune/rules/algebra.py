@@ -68,7 +68,9 @@ def only_axis(ctx: Reading, value: Labels, dim: int, batch: Sequence[int], text:
     """The labels along ``dim``, and the layers along ``batch`` dimensions; whatever else varies is frozen."""
     dim %= len(value.full)
     line = axis(ctx, value, dim)
-    kept = []
+    kept: list[Layer] = []
+    if len(value.layers) == 1 and value.layers[0].line is line:
+        return line, kept
     for layer in value.off([dim]):
         if set(layer.dims) <= set(batch):
             kept.append(layer)
