@@ -46,6 +46,7 @@ class Recorder(Reading):
         rearranged: Whether any channels are taken apart, repeated or put into another order.
         counted: Whether any call may say a number of channels, or compute with one.
         sizes: Attributes of layers that say how many channels there are: layer, name, labels, and how it is said.
+        arguments_: Arguments of calls that say it: node, position, name, labels, how it is said, and what it is.
         axes: The labels along every indexed dimension of a parameter or buffer.
         log: For every node, what each step of its rule gave, in order: the second reading checks against it.
         opaque_nodes: Why the rule of a node does not cover its call.
@@ -71,12 +72,13 @@ class Recorder(Reading):
         self.rearranged = False
         self.counted = False
         self.sizes: list[tuple[str, str, Tensor, Callable[[int], Any] | None]] = []
+        self.arguments_: list[tuple[fx.Node, int | None, str, Tensor, Callable[[int], Any], Any]] = []
         # Where runs of names begin, with the parameter's dimension or the older names that they stand for.
         self._origins: list[tuple[int, Axis | IntArray]] = []
         self._grouped: list[Axis] = []
         self._records: tuple[list[Any], ...] = (
             *(self.ties, self.freezes, self.covers, self.rects, self.pieces, self.in_order, self.reads_),
-            *(self.inexacts, self.uses, self._origins, self._grouped, self.sizes),
+            *(self.inexacts, self.uses, self._origins, self._grouped, self.sizes, self.arguments_),
         )
         shared: dict[int, list[str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -179,7 +181,7 @@ class Recorder(Reading):
                     self._use("follower", self.layer_of(name), axis, self.axes[axis])
                 shape = [1] * tensor.dim()
                 shape[dim] = size
-                layers.append(Layer(self.axes[axis].reshape(shape), (dim,)))
+                layers.append(Layer(self.axes[axis].reshape(shape), (dim,), self.axes[axis]))
         return Labels(tuple(tensor.shape), tuple(layers), None, name)
 
     def produce(self, axis: Axis, layer: str) -> Tensor:
@@ -392,6 +394,12 @@ class Recorder(Reading):
     def argument(self, position: int | None, name: str, new: Any, old: Any) -> None:
         """The argument is right as it is."""
         self.counted = True
+
+    def counted_argument(
+        self, position: int | None, name: str, labels: Tensor, count: Callable[[int], Any], old: Any
+    ) -> None:
+        """Note what the argument says."""
+        self.arguments_.append((self.node, position, name, labels, count, old))
 
     def attribute_value(self, name: str, value: Any) -> None:
         """The attribute is right as it is."""

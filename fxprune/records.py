@@ -15,13 +15,14 @@ __all__ = [
     "Tie",
     "lines_of",
     "numbers",
+    "with_argument",
 ]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.labels import IntArray, Layer, Lookup, Reason
 from fxprune.vocabulary import Axis
@@ -134,6 +135,16 @@ class Change:
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+def with_argument(
+    node: fx.Node, known: Change | None, position: int | None, name: str, new: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, or of what it becomes, with another value for one of them."""
+    args, kwargs = (known.args, known.kwargs) if known is not None else (node.args, node.kwargs)
+    if position is not None and position < len(args):
+        return (*args[:position], new, *args[position + 1 :]), dict(kwargs)
+    return tuple(args), {**kwargs, name: new}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fxprune.labels import IntArray, Labels, Layer, Lookup, Reason, broadcast, s
 from fxprune.nested import tensors_by_name
 from fxprune.reading import Reading
 from fxprune.recorder import Recorder
-from fxprune.records import Change, Conflict, Moved, lines_of, numbers
+from fxprune.records import Change, Conflict, Moved, lines_of, numbers, with_argument
 from fxprune.rules.table import Rule
 from fxprune.sources import source_of
 from fxprune.spelling import Recomputed, Scaled, labels_free, merge, moved_records, restored, shapes_left
@@ -166,7 +166,8 @@ class Replay(Reading):
             if size > 1:
                 shape = [1] * len(full)
                 shape[dim] = -1
-                layers.append(Layer(self._axis(Axis(name, dim)).reshape(shape), (dim,)))
+                labels = self._axis(Axis(name, dim))
+                layers.append(Layer(labels.reshape(shape), (dim,), labels))
         return Labels(full, tuple(layers), None, name)
 
     def fixed(self, count: int, why: Reason | str) -> Tensor:
@@ -369,14 +370,13 @@ class Replay(Reading):
         """Write the argument out if it differs."""
         if new == old:
             return
-        known = self.changes.get(self.node.name)
-        args = list(known.args if known else self.node.args)
-        kwargs = dict(known.kwargs if known else self.node.kwargs)
-        if position is not None and position < len(args):
-            args[position] = new
-        else:
-            kwargs[name] = new
-        self._change(args, kwargs)
+        self._change(*with_argument(self.node, self.changes.get(self.node.name), position, name, new))
+
+    def counted_argument(
+        self, position: int | None, name: str, labels: Tensor, count: Callable[[int], Any], old: Any
+    ) -> None:
+        """Write the argument out if it differs."""
+        self.argument(position, name, count(labels.shape[0]), old)
 
     def attribute_value(self, name: str, value: Any) -> None:
         """Note what the attribute says now."""

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxprune.analysis import resolve
 from fxprune.labels import IntArray
 from fxprune.recorder import Recorder
-from fxprune.records import Conflict, Found, Rect, numbers
+from fxprune.records import Change, Conflict, Found, Rect, numbers, with_argument
 from fxprune.replay import Replay
 from fxprune.selection import select
 from fxprune.structure import Refinement, Structure
@@ -38,8 +38,8 @@ def replayed(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_], 
 def chosen(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_]) -> Found:
     """What :func:`replayed` finds for a choice of :func:`fxprune.selection.select`.
 
-    Where channels only pass through in their order and no call says how many they are, nothing could go wrong and every
-    tensor keeps what is left of its channels; the rewritten network is read anyway.
+    Where channels only pass through in their order and calls say how many they are in known arguments only, nothing
+    could go wrong and every tensor keeps what is left of its channels; the rewritten network is read anyway.
 
     Raises:
         Conflict: As from :func:`replayed`.
@@ -61,7 +61,13 @@ def chosen(gm: fx.GraphModule, structure: Structure, kept: NDArray[np.bool_]) ->
     for layer, name, labels, count in recorder.sizes:
         size = of(labels).shape[0]
         attributes[layer, name] = size if count is None else count(size)
-    return Found(axes, {}, attributes)
+    changes: dict[str, Change] = {}
+    for node, position, argument, labels, count, old in recorder.arguments_:
+        new = count(of(labels).shape[0])
+        if new != old:
+            args = with_argument(node, changes.get(node.name), position, argument, new)
+            changes[node.name] = Change(node.op, node.target, *args)
+    return Found(axes, changes, attributes)
 
 
 def _passes(structure: Structure) -> bool:

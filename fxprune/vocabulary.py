@@ -197,6 +197,12 @@ class Vocabulary(ABC):
         """The current call's argument has to be ``new`` where it was ``old``."""
 
     @abstractmethod
+    def counted_argument(
+        self, position: int | None, name: str, labels: Tensor, count: Callable[[int], Any], old: Any
+    ) -> None:
+        """The current call's argument, which was ``old``, says how many channels ``labels`` are."""
+
+    @abstractmethod
     def attribute_value(self, name: str, value: Any) -> None:
         """The called layer's attribute ``name`` has to be ``value``."""
 

@@ -90,7 +90,7 @@ def _aligned(value: Labels, rank: int) -> Labels:
     if not extra:
         return value
     layers = tuple(
-        Layer(x.tensor.reshape((1,) * extra + tuple(x.tensor.shape)), tuple(d + extra for d in x.dims))
+        Layer(x.tensor.reshape((1,) * extra + tuple(x.tensor.shape)), tuple([d + extra for d in x.dims]), x.line)
         for x in value.layers
     )
     return Labels((1,) * extra + value.full, layers, value.why)
@@ -117,13 +117,14 @@ def meet(ctx: Reading, values: Sequence[Labels], full: tuple[int, ...]) -> Label
     An operand of size 1 says nothing about the dimension that it is broadcast along; a dimension along which an
     operand has size but no labels stays whole.
     """
-    alike = {v.layers[0].dims if len(v.layers) == 1 and len(v.full) == len(full) else () for v in values}
+    values = [_aligned(v, len(full)) for v in values]
+    alike = {v.layers[0].dims if len(v.layers) == 1 else () for v in values}
     if len(alike) == 1 and () not in alike:  # as in most sums and products
         base, *others = [v.layers[0] for v in values]
         for layer in others:
             _tie_layers(ctx, layer, base)
         return Labels(full, (base,), next((v.why for v in values if v.why), None))
-    values = _untangled(ctx, [_aligned(v, len(full)) for v in values])
+    values = _untangled(ctx, values)
     result: list[Layer] = []
     for dims in _clusters([layer for v in values for layer in v.layers]):
         parts = [(layer, value) for value in values for layer in value.on(dims)]
@@ -296,7 +297,7 @@ def _permuted(value: Labels, target: Sequence[int], rank: int) -> Labels:
 def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Labels:
     """Labels of a concatenation along ``dim``, or of a stack along a new dimension ``dim``."""
     full = ctx.output_shape()
-    if not stacked and all([len(v.layers) == 1 and v.layers[0].dims == (dim,) for v in values]):
+    if not stacked and all(len(v.layers) == 1 and v.layers[0].dims == (dim,) for v in values):
         return _joined_lines(ctx, values, dim, full)
     values = _untangled(ctx, values)
     if stacked:

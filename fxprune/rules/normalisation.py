@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.labels import Labels
+from fxprune.labels import Labels, first_per_line
 from fxprune.reading import Reading
 from fxprune.rules.algebra import axis, follow, meet, place, sum_of_powers
 from fxprune.rules.table import rule
@@ -131,13 +131,28 @@ def _layer_norm(ctx: Reading, x: Labels, rank: int, tensors: Sequence[Labels | N
     return meet(ctx, [x, *values], x.full)
 
 
+def _last_line(out: Labels, rank: int) -> Tensor | None:
+    """The labels that a norm runs over, if they lie along the last dimension alone."""
+    last = len(out.full) - 1
+    layers = out.on([last])
+    return first_per_line(layers[0], last) if rank == 1 and layers and layers[0].dims == (last,) else None
+
+
+def _shape_of(count: int) -> tuple[int, ...]:
+    """The shape that a norm runs over, of so many channels."""
+    return (count,)
+
+
 @rule(nn.LayerNorm, nn.RMSNorm)
 def layer_norm(ctx: Reading, module: Any, x: Labels) -> Labels:
     """Layer norm (Ba et al., 2016, arXiv:1607.06450) over the last dimensions."""
     rank = len(module.normalized_shape)
     out = _layer_norm(ctx, x, rank, _named(ctx, module))
-    shape = out.shape[len(out.full) - rank :]
-    ctx.attribute_value("normalized_shape", shape)
+    line = _last_line(out, rank)
+    if line is not None:
+        ctx.attribute("normalized_shape", line, _shape_of)
+    else:
+        ctx.attribute_value("normalized_shape", out.shape[len(out.full) - rank :])
     return out
 
 
@@ -154,7 +169,11 @@ def functional_layer_norm(
     """Layer norm as a function; its shape argument follows the channels."""
     rank = len(normalized_shape)
     out = _layer_norm(ctx, input, rank, [weight, bias])
-    ctx.argument(1, "normalized_shape", tuple(out.shape[len(out.full) - rank :]), tuple(normalized_shape))
+    line = _last_line(out, rank)
+    if line is not None:
+        ctx.counted_argument(1, "normalized_shape", line, _shape_of, tuple(normalized_shape))
+    else:
+        ctx.argument(1, "normalized_shape", tuple(out.shape[len(out.full) - rank :]), tuple(normalized_shape))
     return out
 
 
