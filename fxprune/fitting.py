@@ -56,15 +56,13 @@ def _rectangular(labels: IntArray, layer: Layer, scratch: IntArray) -> bool:
     """Whether every coordinate but one stands for one line of the original, and each for another."""
     old = layer.tensor.numpy()
     scratch[old.reshape(-1)] = np.arange(old.size)
-    # Flat: NumPy's unravel_index is wrong for arrays of more than 8192 elements with dimensions of size 1.
-    flat = np.unravel_index(scratch[labels.reshape(-1)], old.shape)
-    coordinates = [index.reshape(labels.shape) for index in flat]
+    position = scratch[labels.reshape(-1)].reshape(labels.shape)
     free = 0
-    for dim in layer.dims:
-        index = coordinates[dim]
+    for dim in sorted(layer.dims, reverse=True):  # the others have size 1
+        position, index = np.divmod(position, old.shape[dim])
         line = index[tuple(slice(None) if d == dim else slice(0, 1) for d in range(labels.ndim))]
         if (index != line).any():
             free += 1
-        elif np.unique(line).size != line.size:
+        elif len(set(line.reshape(-1).tolist())) != line.size:
             return False
     return free <= 1

@@ -246,6 +246,7 @@ def rebuild(
     targets = _targets(gm, modules)
     memo: dict[int, Any] = {}
     known: dict[int, Tensor] = {}
+    # What the ranking has read last is still in the cache, and comes first.
     for name, value in reversed(targets.items()):
         for path, tensor in _tensors(value, name):
             if path in replaced:

@@ -14,7 +14,7 @@ from fxprune.labels import IntArray
 from fxprune.recorder import Recorder
 from fxprune.records import Change, Conflict, Found, Rect, numbers, with_argument
 from fxprune.replay import Replay
-from fxprune.selection import select
+from fxprune.selection import keep_count, select
 from fxprune.structure import Refinement, Structure
 
 
@@ -94,7 +94,7 @@ def settle(gm: fx.GraphModule, recorder: Recorder, refinement: Refinement | None
         return structure  # there is no choice that could not be carried out
     scores = np.random.default_rng(0).random(recorder.count)
     while True:  # each conflict leaves fewer units
-        keep = {g: -(-len(m) // 2) for g, m in enumerate(structure.members)}
+        keep = {g: keep_count(len(m), 0.5) for g, m in enumerate(structure.members)}
         try:
             replayed(gm, structure, select(structure, scores[: structure.units], keep))
         except Conflict as conflict:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from fxprune.capture import trace
 from fxprune.dependency import DependencyGraph
+from fxprune.labels import Labels
+from fxprune.rules.indexing import _Index, _index
 
 Function = Callable[[Any, Any], Any]
 P = nn.Parameter
@@ -95,3 +97,24 @@ def test_constants_without_values_are_left_alone() -> None:
     model.register_buffer("order", torch.arange(8, device="meta"))
     deps = DependencyGraph(trace(model.to("meta"), images().to("meta")))
     assert "a tensor of indices picks from it" in frozen(deps)["a"]
+
+
+@pytest.mark.parametrize("full", [(5,), (2, 3), ()])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda i: (i,),
+        lambda i: (slice(None), i),
+        lambda i: (slice(1, None), None, i, slice(None, 2)),
+        lambda i: (None, slice(None), slice(None), i),
+        lambda i: (0, i),
+        lambda i: (i, slice(None), 1),
+    ],
+)
+def test_what_is_the_same_everywhere_is_picked_without_being_copied(full: tuple[int, ...], parts: Any) -> None:
+    index = _Index(Labels(full))
+    positions = index.positions.clone()
+    for labels in (torch.arange(3)[:, None, None], torch.arange(4)[:, None], torch.arange(3)):
+        spread = labels.expand(3, 4, 3)
+        found = _index(spread, parts(index))
+        assert torch.equal(found, spread.clone()[parts(positions)])

@@ -81,6 +81,34 @@ def test_the_graph_is_read_only_where_something_in_it_may_change(sized: bool, mo
     assert bool(found.changes) is sized
 
 
+class ChannelsLast(nn.Module):
+    """Layer norms over channels, as a layer and as a function that names their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.norm = nn.LayerNorm(8)
+        self.weight, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        return self.head(F.layer_norm(self.norm(x), (8,), self.weight, self.bias) + x)
+
+
+def test_norms_over_channels_need_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    deps = DependencyGraph.from_model(ChannelsLast(), torch.zeros(1, 3, 2, 2))
+    runs = []
+    run = Replay.run
+    monkeypatch.setattr(Replay, "run", lambda self: (runs.append(self), run(self))[1])
+    foreseen, found = _both(deps, 0.5)
+    assert len(runs) == 1
+    assert foreseen.changes == found.changes
+    assert foreseen.changes["layer_norm"].args[1] == (4,)
+    assert foreseen.attributes == found.attributes
+    assert foreseen.attributes["norm", "normalized_shape"] == (4,)
+
+
 def test_every_conflict_is_answered_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     class Shuffled(nn.Module):
         def __init__(self) -> None:

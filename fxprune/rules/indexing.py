@@ -34,6 +34,15 @@ class _Index:
 
 def _index(tensor: Tensor, index: Any) -> Tensor:
     parts = index if isinstance(index, tuple) else (index,)
+    tensors = [i for i, part in enumerate(parts) if isinstance(part, _Index)]
+    if len(tensors) == 1 and all(type(p) in (slice, type(None), _Index) for p in parts):
+        at = tensors[0]
+        dim = sum(p is not None for p in parts[:at])
+        if tensor.shape[dim] and not tensor.stride(dim):  # whatever is picked, it is the same
+            at_first = tuple(0 if i == at else part for i, part in enumerate(parts))
+            first, picked = tensor[at_first], parts[at].positions.shape
+            apart = first[(slice(None),) * at + (None,) * len(picked)]
+            return apart.expand(*first.shape[:at], *picked, *first.shape[at:])
     return tensor[tuple(p.positions if isinstance(p, _Index) else p for p in parts)]
 
 
