@@ -293,18 +293,18 @@ def conclusions(timings: Sequence[Timing]) -> list[str]:
             f"geometric mean {geometric_mean(passes):.2f}, from {min(passes):.2f} to {max(passes):.2f})."
         )
     if both:
-        factors = [t.factor for t in both]
+        factors, keeping = [t.factor for t in both], [t.keeping for t in both]
         closest = min(both, key=lambda t: t.factor)
         lines.append(
             f"Torch-Pruning takes {geometric_mean(factors):.1f} times as long (geometric mean of the {len(both)} "
             f"networks that both prune; at least {closest.factor:.1f} times, on {closest.name}). With the copy that it "
-            f"takes to keep the original, as fxprune does: {geometric_mean([t.keeping for t in both]):.1f} times."
+            f"takes to keep the original, as fxprune does: {geometric_mean(keeping):.1f} times."
         )
         late = [_PATIENCE / t.ours for t in ours if t.failures.get("torch-pruning", "").startswith("TimeoutError")]
         if late:
             lines[-1] += (
                 f" With the {len(late)} that it had not finished after {_PATIENCE} s, counted as {_PATIENCE} s: "
-                f"{geometric_mean([*factors, *late]):.1f} times."
+                f"{geometric_mean([*factors, *late]):.1f} times; {geometric_mean([*keeping, *late]):.1f} with the copy."
             )
     traced = [t for t in both if t.least]
     if traced:
@@ -325,8 +325,8 @@ def conclusions(timings: Sequence[Timing]) -> list[str]:
 _HEAD = """\
 # Speed
 
-`benchmarks/prune_time.py` wrote this page on {processor}: one thread, torch {torch}, torchvision {torchvision},
-Torch-Pruning {peer}, batch 1 at 224 x 224, float32, ratio {ratio:g}, medians of up to {rounds} rounds, times in ms.
+`benchmarks/prune_time.py` wrote this page on {processor}: one thread, {python}, torch {torch},
+torchvision {torchvision}, Torch-Pruning {peer}, batch 1 at 224 x 224, float32, ratio {ratio:g}, medians of up to {rounds} rounds, times in ms.
 
 *forward* is one pass of the dense network in evaluation mode without gradients; *fxprune* the sum of capture,
 analysis, plan and rewrite; *passes* that sum in forward passes; *trace, copy* what `torch.fx.symbolic_trace(model)` and
@@ -343,6 +343,7 @@ def document(timings: Sequence[Timing], rounds: int) -> str:
     lines = [
         *_HEAD.format(
             processor=_processor(),
+            python=f"{platform.python_implementation()} {platform.python_version()}",
             torch=torch.__version__,
             torchvision=torchvision.__version__,
             peer=version,
