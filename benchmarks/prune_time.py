@@ -326,7 +326,8 @@ _HEAD = """\
 # Speed
 
 `benchmarks/prune_time.py` wrote this page on {processor}: one thread, {python}, torch {torch},
-torchvision {torchvision}, Torch-Pruning {peer}, batch 1 at 224 x 224, float32, ratio {ratio:g}, medians of up to {rounds} rounds, times in ms.
+torchvision {torchvision}, Torch-Pruning {peer}, batch 1 at 224 x 224, float32, ratio {ratio:g}, medians of up to
+{rounds} rounds, times in ms.
 
 *forward* is one pass of the dense network in evaluation mode without gradients; *fxprune* the sum of capture,
 analysis, plan and rewrite; *passes* that sum in forward passes; *trace, copy* what `torch.fx.symbolic_trace(model)` and

@@ -70,21 +70,16 @@ def _concatenated(tensors: Any, dim: Any = 0, **others: Any) -> Tensor | None:
     """Tensors of one dtype that differ in nothing but the size along ``dim``."""
     if _given((), others) or type(tensors) not in (list, tuple, immutable_list) or type(dim) is not int or not tensors:
         return None
+    if {type(t) for t in tensors} != {Tensor} or len({t.dtype for t in tensors}) > 1:
+        return None
     first = tensors[0]
-    if any(type(t) is not Tensor or t.dtype is not first.dtype or t.dim() != first.dim() for t in tensors):
+    shapes = [tuple(t.shape) for t in tensors]
+    if len({len(shape) for shape in shapes}) > 1 or not _is_dim(dim, first):
         return None
-    if not -first.dim() <= dim < first.dim():
+    dim %= len(shapes[0])
+    if len({(shape[:dim], shape[dim + 1 :]) for shape in shapes}) > 1:
         return None
-    shape = list(first.shape)
-    size, shape[dim] = 0, 0
-    for tensor in tensors:
-        other = list(tensor.shape)
-        size += other[dim]
-        other[dim] = 0
-        if other != shape:
-            return None
-    shape[dim] = size
-    return empty(shape, first)
+    return empty((*shapes[0][:dim], sum([shape[dim] for shape in shapes]), *shapes[0][dim + 1 :]), first)
 
 
 def _pooled(x: Any, output_size: Any = None, **others: Any) -> Tensor | None:

@@ -9,6 +9,7 @@ __all__ = ["WRITERS", "ValueAttribute", "ValueProxy", "WritingProxy", "numpy_fun
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sized
+from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.overrides import is_tensor_method_or_property
 
 from fxprune.conversion import notice
 from fxprune.errors import TraceError
-from fxprune.nested import leaves
+from fxprune.nested import atomic, leaves
 
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 WRITERS = {operator.setitem, *(getattr(operator, name) for name in _IN_PLACE)}
@@ -42,6 +43,7 @@ _OPERATORS: dict[np.ufunc, Callable[..., Any]] = {
 }
 """What becomes of the operators of Python where a number of numpy's is the first operand."""
 
+_is_method = lru_cache(1024)(is_tensor_method_or_property)  # which sees to warnings whenever it is asked
 _FUNCTIONS = frozenset((FunctionType, BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType))
 
 
@@ -80,6 +82,7 @@ def _gives_view(part: Any) -> bool:
     return kind in (int, slice, type(None), type(Ellipsis))
 
 
+@atomic
 class ValueProxy(WritingProxy):
     """A proxy that knows the value it would have for the example inputs, tensors being on the meta device."""
 
@@ -91,7 +94,7 @@ class ValueProxy(WritingProxy):
         kwargs = kwargs or {}
         tracer = next(leaf.tracer for leaf in leaves((args, kwargs)) if issubclass(type(leaf), fx.Proxy))
         name = orig_method.__name__
-        if is_tensor_method_or_property(orig_method):
+        if _is_method(orig_method):
             return tracer.create_proxy("call_method", name, args, kwargs)
         return tracer.create_proxy("call_function", orig_method, args, kwargs, tracer.graph._target_to_str(name))
 
@@ -254,6 +257,7 @@ class ValueProxy(WritingProxy):
         return (lambda: [self._item(key) for key in value]) if isinstance(value, Mapping) else self._attribute("values")
 
 
+@atomic
 class ValueAttribute(ValueProxy):
     """An attribute of a proxy; the graph gets a node for it when it is used other than by a call."""
 

@@ -326,14 +326,9 @@ class Recorder(Reading):
         pieces = [settle(out, *(m[i] for m in moved)) for i, out in enumerate(outs)]
         return type(outs)(pieces) if type(outs) in (tuple, list) else tuple(pieces)
 
-    def join(
-        self,
-        function: Callable[[list[Tensor]], Tensor],
-        parts: Sequence[tuple[Layer, tuple[int, ...]]],
-        free: int | None = None,
-    ) -> Layer | None:
-        """Run the operator on one layer of each part."""
-        tensor = function([spread(layer, shape) for layer, shape in parts])
+    def join(self, make: Callable[[], Tensor], free: int | None = None) -> Layer | None:
+        """Put all of them together."""
+        tensor = make()
         return self._settle(tensor, tuple(tensor.shape), free=free)
 
     def _settle(

@@ -339,16 +339,11 @@ class Replay(Reading):
             settled.append(Labels(tuple(out.shape), tuple(layers), value.why))
         return settled
 
-    def join(
-        self,
-        function: Callable[[list[Tensor]], Tensor],
-        parts: Sequence[tuple[Layer, tuple[int, ...]]],
-        free: int | None = None,
-    ) -> Layer | None:
-        """Run the operator on what is left of each part."""
+    def join(self, make: Callable[[], Tensor], free: int | None = None) -> Layer | None:
+        """Put what is left of each together."""
         record: Moved = self._next()
         try:
-            tensor = function([spread(layer, shape) for layer, shape in parts])
+            tensor = make()
         except RuntimeError:
             raise self._conflict(record.origin.tensor, "different numbers of channels are put together") from None
         fitted = fitted_layer(tensor, record, set(record.origin.dims), self.alive, self._where)

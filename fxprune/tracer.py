@@ -142,7 +142,7 @@ class CaptureTracer(EvaluatingTracer):
         if kind in _LITERALS or (kind is dict and not a):
             return a
         if kind is tuple or kind is list:
-            return kind([self.create_arg(x) for x in a])
+            return kind([x.node if type(x) is ValueProxy else self.create_arg(x) for x in a])
         if issubclass(kind, fx.Proxy):
             return a.node
         if kind is Flag:

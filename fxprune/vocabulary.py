@@ -166,17 +166,11 @@ class Vocabulary(ABC):
         """What an operator that only moves elements does to labels: run it on them."""
 
     @abstractmethod
-    def join(
-        self,
-        function: Callable[[list[Tensor]], Tensor],
-        parts: Sequence[tuple[Layer, tuple[int, ...]]],
-        free: int | None = None,
-    ) -> Layer | None:
-        """Run an operator that puts several tensors into one on their layers, each spread to its shape.
+    def join(self, make: Callable[[], Tensor], free: int | None = None) -> Layer | None:
+        """The labels of several tensors that are put together.
 
         Args:
-            function: The operator.
-            parts: The layers with their shapes.
+            make: Puts the labels together; with those that are left it may fail.
             free: The dimension along which the parts may choose channels of their own, if only that will do.
         """
 

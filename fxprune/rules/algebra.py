@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.labels import POSITIONS, Labels, Layer, first_per_line
+from fxprune.labels import POSITIONS, Labels, Layer, first_per_line, spread
 from fxprune.reading import Reading
 from fxprune.vocabulary import Axis
 
@@ -329,7 +329,7 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
                 (_one_layer(ctx, v, along), tuple(s if d in along else 1 for d, s in enumerate(v.shape)))
                 for v in values
             ]
-            joined = ctx.join(lambda tensors: torch.cat(tensors, dim), parts, free)
+            joined = ctx.join(lambda: torch.cat([spread(layer, shape) for layer, shape in parts], dim), free)
             layers += [] if joined is None else [joined]
     return Labels(full, tuple(layers), why)
 
@@ -337,7 +337,7 @@ def join(ctx: Reading, values: Sequence[Labels], dim: int, stacked: bool) -> Lab
 def _joined_lines(ctx: Reading, values: Sequence[Labels], dim: int, full: tuple[int, ...]) -> Labels:
     """What :func:`join` gives of values that vary along ``dim`` alone: their labels in a row, one after the other."""
     lines = [first_per_line(v.layers[0], dim) for v in values]
-    joined = ctx.join(torch.cat, [(Layer(line, (0,), line), line.shape) for line in lines])
+    joined = ctx.join(lambda: torch.cat(lines))
     layers = () if joined is None else (place(joined.tensor, dim, len(full)),)
     return Labels(full, layers, next((v.why for v in values if v.why), None))
 
