@@ -134,14 +134,12 @@ def compact(tensor: Tensor) -> Layer:
         if size > 1 and strides[dim] == 0:
             tensor = tensor.narrow(dim, 0, 1)
     array: IntArray = tensor.numpy()
-    corner = [0] * array.ndim
+    corner = (0,) * array.ndim
     for dim, size in enumerate(array.shape):
         if size > 1:
-            corner[dim], start = 1, array.item(0)
-            beside = array[tuple(corner)]  # as a rule one look tells
-            corner[dim] = 0
+            beside = (*corner[:dim], 1, *corner[dim + 1 :])
             first = tensor.narrow(dim, 0, 1)
-            if beside != start or tensor.ne(first).any():
+            if array[beside] != array[corner] or tensor.ne(first).any():  # as a rule one look tells
                 dims.append(dim)
             else:
                 tensor = first
